@@ -1,0 +1,1 @@
+//! What must survive: XIDs by message GUID, UIDs by XID, and the number reservation.

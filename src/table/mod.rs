@@ -1,0 +1,1 @@
+//! The UID-assignment table: one mapped file per mail root.

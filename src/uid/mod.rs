@@ -1,0 +1,1 @@
+//! Which commands reach above a watermark (spec part 6). Pure.
