@@ -68,6 +68,8 @@ fn c_files(folder: &Path) -> Vec<PathBuf> {
 /// The string after `#define DOVECOT_ABI_VERSION` in the host's config.h.
 fn abi_version(config: &Path) -> Option<String> {
     let text = std::fs::read_to_string(config).ok()?;
-    let line = text.lines().find(|l| l.starts_with("#define DOVECOT_ABI_VERSION "))?;
+    let line = text
+        .lines()
+        .find(|l| l.starts_with("#define DOVECOT_ABI_VERSION "))?;
     line.split('"').nth(1).map(str::to_owned)
 }
