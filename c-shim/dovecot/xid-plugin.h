@@ -1,12 +1,232 @@
 #ifndef XID_PLUGIN_H
 #define XID_PLUGIN_H
 
-/* What the files of the shim share. compat.h has the differences between
-   host versions; no other file tests for them. */
+/* What the files of the shim share.
+
+   Who is who:
+     plugin.c    the plug-in's life; which users and mailboxes have XIDs
+     settings.c  plugin { xid_* }
+     record.c    the XID as the mailbox index holds it
+     storage.c   every message that is saved gets its XID
+     recover.c   messages that have none yet, and the registry kept true
+     find.c      XID -> message, and what a client's state lacks
+   The imap process adds its commands (imap.c and its own files), issue by
+   issue.
+
+   compat.h has the differences between host versions; no other file tests
+   for them. */
+
+#include "compat.h"
+#include "array.h"
+#include "seq-range-array.h"
+#include "module-context.h"
+#include "mail-user.h"
+#include "mail-storage-private.h"
+#if __has_include("imap_xid.h")
+#  include "imap_xid.h"
+#else
+struct imap_xid { const char *ns; size_t ns_len; uint64_t number; };
+typedef struct imap_xid_state imap_xid_state;
+typedef struct imap_xid_root imap_xid_root;
+typedef struct imap_xid_box imap_xid_box;
+#endif
 
 struct module;
+struct mail_index_view;
 
-/* storage.c: XIDs are given to messages. In every process. */
+/*
+ * Settings
+ */
+
+enum xid_uid_source {
+	/* the numbers are those of imap_xid_root_options.uid_source */
+	XID_UID_SOURCE_LOCAL = 0,
+	XID_UID_SOURCE_TABLE = 1,
+	XID_UID_SOURCE_CLUSTER = 2,
+};
+
+struct xid_settings {
+	/* this node's namespace; never empty */
+	const char *namespace;
+	enum xid_uid_source uid_source;
+	unsigned int uid_wait_msecs;
+	/* 0 = no keepalive */
+	unsigned int keepalive_msecs;
+	unsigned int delivery_wait_msecs;
+	unsigned int appenduid_grace_msecs;
+	/* FALSE = the server has no UIDs at all (xid_uids = no) */
+	bool uids;
+	/* NULL = none */
+	const char *capability;
+	/* NULL = the index root of each namespace's mailboxes */
+	const char *dir;
+};
+
+/* Fill in the user's settings, allocated from the pool. Returns FALSE with
+   an error that names the setting, its value and what is expected. */
+bool xid_settings_read(struct mail_user *user, pool_t pool,
+		       struct xid_settings *set_r, const char **error_r);
+
+/*
+ * Users, mail roots, mailboxes
+ */
+
+/* One folder with table, journal and registry: where the mailboxes of one
+   mailbox list have their indexes. Opened at the first save or look-up. */
+struct xid_root {
+	struct xid_root *next;
+	const char *dir;
+	/* NULL = not opened yet, or it could not be opened */
+	imap_xid_root *core;
+	/* When opening failed; tried again after XID_ROOT_RETRY_SECS. */
+	time_t failed_at;
+};
+
+struct xid_user {
+	union mail_user_module_context module_ctx;
+	struct mail_user *user;
+	struct xid_settings set;
+	struct xid_root *roots;
+};
+
+struct xid_mailbox {
+	/* module_ctx.super is what the mailbox did before the plug-in. All
+	   files of the shim share it, so each vfunc has one file that
+	   overrides it (see xid_mailbox_hook_t). */
+	union mailbox_module_context module_ctx;
+	struct mailbox *box;
+	struct xid_user *xuser;
+	struct xid_root *root;
+
+	/* The host's private state per mailbox; where this box's own file
+	   keeps what it needs. Allocated from box->pool. */
+	struct xid_imap_mailbox *imap;
+	struct xid_wait_mailbox *wait;
+
+	/* index extension; valid once the index was opened (xid_mailbox_ready()) */
+	uint32_t ext_id;
+	/* NULL until the registry or the table is needed */
+	imap_xid_box *core;
+	uint32_t core_uid_validity;
+	/* Up to this UID the registry was seen to know the messages. */
+	uint32_t registered_uid;
+
+	bool ready:1;
+	/* The index is in memory only: no XIDs here (logged once). */
+	bool disabled:1;
+	/* xid_mailbox_ensure() is running; it syncs nothing by itself. */
+	bool ensuring:1;
+};
+
+/* Called for each mailbox that has XIDs when it is allocated, to put
+   functions into v. What was there is in xbox->module_ctx.super. A vfunc has
+   one owner. storage.c: free, close, transaction_begin, save_begin, copy,
+   transaction_save_commit_pre, transaction_save_rollback, sync_deinit.
+   imap side: search_*. Waiting: get_status, transaction_commit,
+   sync_init, sync_next, mail_alloc and what else it needs. */
+typedef void xid_mailbox_hook_t(struct xid_mailbox *xbox,
+				struct mailbox_vfuncs *v);
+void xid_mailbox_hook_add(xid_mailbox_hook_t *hook);
+void xid_mailbox_hook_remove(xid_mailbox_hook_t *hook);
+
+/* The same for users (v is user->vlast's table; module_ctx.super as above). */
+typedef void xid_user_hook_t(struct xid_user *xuser,
+			     struct mail_user_vfuncs *v);
+void xid_user_hook_add(xid_user_hook_t *hook);
+void xid_user_hook_remove(xid_user_hook_t *hook);
+
+/* NULL = the plug-in is off for this user: it is not among his mail_plugins,
+   his settings are wrong, or it is a raw or autocreated user. */
+struct xid_user *xid_user_get(struct mail_user *user);
+/* NULL = messages have no XIDs here: the above, a virtual mailbox (its
+   messages live elsewhere; see xid_mail_append()), an index in memory. */
+struct xid_mailbox *xid_mailbox_get(struct mailbox *box);
+
+/* The mail root opened. Returns NULL if that is not possible now (logged
+   once in a while): the caller does without. */
+imap_xid_root *xid_root_open(struct xid_mailbox *xbox);
+/* The mailbox in its root; the mailbox must be open. NULL as above. */
+imap_xid_box *xid_box_open(struct xid_mailbox *xbox);
+/* Log what the last C ABI call on this mailbox complained of. */
+void xid_mailbox_log_error(struct xid_mailbox *xbox, const char *what);
+
+/*
+ * XIDs in the index (record.c)
+ */
+
+/* The index extension's record. number 0 = no XID. */
+struct xid_record {
+	uint64_t number;
+	/* which entry of the extension's header names the namespace */
+	uint32_t ns;
+	uint32_t reserved;
+};
+
+#define XID_NAMESPACE_SIZE 64
+
+/* The extension's header: this, then count times struct xid_header_entry. */
+struct xid_header {
+	uint32_t version;
+	uint32_t count;
+	/* Every UID up to this one that is in the mailbox has an XID. */
+	uint32_t covered_uid;
+	uint32_t reserved;
+};
+
+struct xid_header_entry {
+	/* the highest number ever given in this mailbox, expunged ones too */
+	uint64_t high;
+	char name[XID_NAMESPACE_SIZE];
+};
+
+/* The namespaces of the mailbox, as the view saw them (not newer ones): for
+   the state code. Returns how many. */
+unsigned int xid_header_entries(struct xid_mailbox *xbox,
+				struct mail_index_view *view,
+				const struct xid_header_entry **entries_r);
+/* The message's XID; ns points into the index and is valid until it is
+   refreshed. FALSE = it has none (or was expunged). */
+bool xid_mail_get(struct xid_mailbox *xbox, struct mail_index_view *view,
+		  uint32_t seq, struct imap_xid *xid_r);
+/* Append the message's XID as text. FALSE = it has none. */
+bool xid_mail_lookup(struct mailbox *box, struct mail_index_view *view,
+		     uint32_t seq, string_t *dest);
+/* The same for a mail, also one of a virtual mailbox (then the XID is that
+   of the message behind it). */
+bool xid_mail_append(struct mail *mail, string_t *dest);
+
+/*
+ * Mailbox as a whole. The mailbox must be open and synced. int functions
+ * return -1 with the mailbox's storage error set.
+ */
+
+/* All visible messages have XIDs: those that have none get them. Cheap when
+   there is nothing to do. The sync does this by itself. */
+int xid_mailbox_ensure(struct mailbox *box);
+
+/* The message that has this XID, in box->view. 1 = found, 0 = not here. */
+int xid_mailbox_find(struct mailbox *box, const struct imap_xid *xid,
+		     uint32_t *seq_r);
+
+/* What the client with this state lacks, as sequences of box->view. 1 = ok,
+   0 = the state is of another mailbox or the server lost data (XIDRESET). */
+int xid_mailbox_news(struct mailbox *box, const imap_xid_state *state,
+		     ARRAY_TYPE(seq_range) *seqs_r);
+
+/* Append the state that covers all of box->view: "foo-1 bar-2 @v-u". */
+void xid_mailbox_append_state(struct mailbox *box, string_t *dest);
+
+/* The highest UID of box->view that is stable: with local UIDs its
+   UIDNEXT - 1. */
+uint32_t xid_mailbox_watermark(struct mailbox *box);
+
+/* The highest number this node gave in this mail root. 0 = ok, -1 = error. */
+int xid_mailbox_counter(struct mailbox *box, uint64_t *highest_r);
+
+/*
+ * Life
+ */
+
 void xid_storage_init(struct module *module);
 void xid_storage_deinit(void);
 
