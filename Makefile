@@ -1,0 +1,115 @@
+# imap-xid: every way to build, try, test and package it. `make help` lists the targets.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+# Compiler processes at once.
+JOBS ?= 2
+PREFIX ?= /usr
+SYSCONFDIR ?= /etc
+# Dovecot's module folder: the plug-in goes there, and a link for doveadm into doveadm/ below it.
+MODULEDIR ?= $(PREFIX)/lib/dovecot/modules
+INCLUDEDIR ?= $(PREFIX)/include
+MANDIR ?= $(PREFIX)/share/man
+BASHCOMPDIR ?= $(PREFIX)/share/bash-completion/completions
+ZSHCOMPDIR ?= $(PREFIX)/share/zsh/vendor-completions
+FISHCOMPDIR ?= $(PREFIX)/share/fish/vendor_completions.d
+
+# The plug-in has a target folder of its own, so that building it and building the tools do not
+# throw each other's objects away.
+PLUGIN_TARGET := $(CURDIR)/target/dovecot
+PLUGIN := $(PLUGIN_TARGET)/release/libimap_xid.so
+PLUGIN_DEBUG := $(PLUGIN_TARGET)/debug/libimap_xid.so
+XIDCTL := $(CURDIR)/target/release/xidctl
+TEST_FEATURES := cli,cluster
+
+.PHONY: help deps build build-plugin build-plugin-debug build-tools install uninstall demo \
+	demo-shell test test-rust soak bench lint fuzz-smoke deb man clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+deps: ## Install what apt must give (as root; does nothing when all is there)
+	packaging/dev/deps
+
+build: build-plugin build-tools ## Build the plug-in and the tools, optimised
+
+build-plugin:
+	$(CARGO) build --locked --release -j$(JOBS) --lib --features dovecot --target-dir $(PLUGIN_TARGET)
+
+build-plugin-debug:
+	$(CARGO) build --locked -j$(JOBS) --lib --features dovecot --target-dir $(PLUGIN_TARGET)
+
+build-tools:
+	$(CARGO) build --locked --release -j$(JOBS) --features cli --bin xidctl
+
+install: build ## Install below DESTDIR: plug-in, xidctl, 90-xid.conf, man pages, completions, header
+	install -d $(DESTDIR)$(MODULEDIR)/doveadm
+	install -m 0644 $(PLUGIN) $(DESTDIR)$(MODULEDIR)/lib20_xid_plugin.so
+	strip --strip-unneeded $(DESTDIR)$(MODULEDIR)/lib20_xid_plugin.so
+	ln -sf ../lib20_xid_plugin.so $(DESTDIR)$(MODULEDIR)/doveadm/lib20_doveadm_xid_plugin.so
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 0755 $(XIDCTL) $(DESTDIR)$(PREFIX)/bin/xidctl
+	strip $(DESTDIR)$(PREFIX)/bin/xidctl
+	install -d $(DESTDIR)$(SYSCONFDIR)/dovecot/conf.d
+	@# An administrator's edited file is never overwritten.
+	[ -e $(DESTDIR)$(SYSCONFDIR)/dovecot/conf.d/90-xid.conf ] || \
+		install -m 0644 packaging/90-xid.conf $(DESTDIR)$(SYSCONFDIR)/dovecot/conf.d/90-xid.conf
+	install -d $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man7
+	install -m 0644 packaging/man/xidctl.1 $(DESTDIR)$(MANDIR)/man1/xidctl.1
+	install -m 0644 packaging/man/dovecot-xid.7 $(DESTDIR)$(MANDIR)/man7/dovecot-xid.7
+	install -d $(DESTDIR)$(BASHCOMPDIR) $(DESTDIR)$(ZSHCOMPDIR) $(DESTDIR)$(FISHCOMPDIR)
+	$(XIDCTL) completions bash > $(DESTDIR)$(BASHCOMPDIR)/xidctl
+	$(XIDCTL) completions zsh > $(DESTDIR)$(ZSHCOMPDIR)/_xidctl
+	$(XIDCTL) completions fish > $(DESTDIR)$(FISHCOMPDIR)/xidctl.fish
+	install -d $(DESTDIR)$(INCLUDEDIR)
+	install -m 0644 include/imap_xid.h $(DESTDIR)$(INCLUDEDIR)/imap_xid.h
+
+uninstall: ## Remove what install put below DESTDIR, except an edited 90-xid.conf
+	rm -f $(DESTDIR)$(MODULEDIR)/lib20_xid_plugin.so \
+		$(DESTDIR)$(MODULEDIR)/doveadm/lib20_doveadm_xid_plugin.so \
+		$(DESTDIR)$(PREFIX)/bin/xidctl \
+		$(DESTDIR)$(MANDIR)/man1/xidctl.1 $(DESTDIR)$(MANDIR)/man7/dovecot-xid.7 \
+		$(DESTDIR)$(BASHCOMPDIR)/xidctl $(DESTDIR)$(ZSHCOMPDIR)/_xidctl \
+		$(DESTDIR)$(FISHCOMPDIR)/xidctl.fish $(DESTDIR)$(INCLUDEDIR)/imap_xid.h
+	! cmp -s packaging/90-xid.conf $(DESTDIR)$(SYSCONFDIR)/dovecot/conf.d/90-xid.conf || \
+		rm $(DESTDIR)$(SYSCONFDIR)/dovecot/conf.d/90-xid.conf
+
+demo: deps build-plugin ## Show an annotated IMAP session on a private Dovecot; leaves nothing behind
+	IMAP_XID_PLUGIN=$(PLUGIN) $(CARGO) run --locked -q -j$(JOBS) --example demo
+
+demo-shell: deps build-plugin ## Start the demo's server and leave it up to play with until Enter
+	IMAP_XID_PLUGIN=$(PLUGIN) $(CARGO) run --locked -q -j$(JOBS) --example demo -- --shell
+
+test: deps test-rust ## Run every test: units, properties, real Dovecot, faults, C ABI, fuzz smoke
+
+test-rust: build-plugin-debug
+	IMAP_XID_PLUGIN=$(PLUGIN_DEBUG) $(CARGO) test --locked -j$(JOBS) --features $(TEST_FEATURES)
+
+soak: deps deb ## The long tests: thousands of kills, long fuzzing, the package in a fresh Debian
+	IMAP_XID_SOAK=1 $(MAKE) test-rust
+	packaging/deb/test-in-chroot dist/dovecot-xid_*.deb
+
+bench: deps build-plugin ## Measure the figures of docs/performance.md against the same server without the plug-in
+	IMAP_XID_PLUGIN=$(PLUGIN) $(CARGO) bench --locked -j$(JOBS) --bench figures
+
+lint: ## Formatting, clippy, C warnings as errors, licences of the dependencies
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked -j$(JOBS) --all-targets --features $(TEST_FEATURES) -- -D warnings
+	IMAP_XID_WERROR=1 $(CARGO) clippy --locked -j$(JOBS) --lib --features dovecot --target-dir $(PLUGIN_TARGET) -- -D warnings
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --offline check licenses bans sources; \
+	else echo "cargo-deny is not installed: licences not checked (cargo install cargo-deny)"; fi
+
+fuzz-smoke: ## A short run of every fuzz target
+	$(CARGO) test --locked -j$(JOBS) --test fuzz_smoke
+
+deb: build ## Build dist/dovecot-xid_VERSION_ARCH.deb
+	packaging/deb/build dist
+
+man: build-tools ## Write packaging/man/xidctl.1 anew from xidctl's own description
+	$(XIDCTL) man > packaging/man/xidctl.1
+
+clean: ## Remove everything that was built
+	$(CARGO) clean
+	rm -rf dist
