@@ -1,0 +1,681 @@
+//! Starts, stops and asks a private Dovecot.
+
+use std::ffi::CString;
+use std::fs::{File, Permissions};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use super::config::{Place, Setup, put, sieve_installed};
+use super::imap::Imap;
+use super::leak::{Scanner, Watermarks};
+use super::lmtp::Lmtp;
+use super::plugin::{MODULES, cargo_binary, fill_module_dir};
+use super::pop3::Pop3;
+use super::{LIMIT, tls, until};
+
+/// Owner of the mail when the tests run as root: an account that exists nowhere.
+const MAIL_UID: u32 = 64990;
+/// How much of the log a failing test prints, in bytes.
+const LOG_TAIL: usize = 20_000;
+/// How often another address is tried when the ports were taken meanwhile.
+const START_TRIES: u32 = 5;
+
+/// What a program said.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// The exit code; -1 when a signal ended it.
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// A message as [`Dovecot::messages`] sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    pub seq: u32,
+    pub uid: u32,
+    /// None where the server has no plug-in.
+    pub xid: Option<String>,
+    pub guid: String,
+}
+
+/// A running server. Stopped and removed when dropped.
+pub struct Dovecot {
+    setup: Mutex<Setup>,
+    place: Place,
+    running: Mutex<Option<Child>>,
+    allowed: Mutex<Vec<String>>,
+    watermarks: Watermarks,
+    tmpfs: Option<PathBuf>,
+    // Last: the folder goes when all else is done with it.
+    _tree: Option<tempfile::TempDir>,
+}
+
+impl Dovecot {
+    /// A server to configure.
+    pub fn setup() -> Setup {
+        Setup::new()
+    }
+
+    /// sdbox, the plug-in on, namespace "foo".
+    pub fn start() -> Dovecot {
+        Setup::new().start()
+    }
+
+    pub(super) fn start_with(setup: Setup) -> Dovecot {
+        let tree = tempfile::Builder::new().prefix("xid-").tempdir().expect("a temporary folder");
+        let path = tree.path().to_owned();
+        let keep = std::env::var_os("KEEP_TREE").is_some();
+        let tree = if keep { drop(tree.keep()); None } else { Some(tree) };
+        let mut server = Dovecot {
+            place: place_in(&path, &setup),
+            tmpfs: setup.tmpfs.as_ref().map(|size| mount_tmpfs(&path.join("home"), size)),
+            setup: Mutex::new(setup),
+            running: Mutex::new(None),
+            allowed: Mutex::new(Vec::new()),
+            watermarks: Watermarks::default(),
+            _tree: tree,
+        };
+        server.fill_tree().expect("the server's folder is made");
+        for attempt in 1.. {
+            server.choose_ports();
+            match server.try_start() {
+                Ok(()) => break,
+                Err(why) => assert!(attempt < START_TRIES, "{why}\n{}", server.log()),
+            }
+        }
+        server
+    }
+
+    fn fill_tree(&self) -> std::io::Result<()> {
+        let tree = &self.place.tree;
+        std::fs::set_permissions(tree, Permissions::from_mode(0o755))?;
+        for dir in ["run", "state", "home", "modules"] {
+            std::fs::create_dir_all(tree.join(dir))?;
+        }
+        chown(tree.join("home"), Some(self.place.uid), Some(self.place.gid))?;
+        File::create(tree.join("dovecot.log"))?;
+        let setup = self.setup.lock().expect("no panic inside");
+        if setup.plugin {
+            fill_module_dir(&self.place.modules)?;
+        }
+        if setup.tls {
+            tls::write_certificate(tree)?;
+        }
+        Ok(())
+    }
+
+    /// A loopback address of our own, and ports that are free there. Stays the same over
+    /// restarts.
+    fn choose_ports(&mut self) {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        let n = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let mix = (u64::from(std::process::id()) << 20 | u64::from(n)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let [_, a, b, c, ..] = mix.to_be_bytes();
+        self.place.address = Ipv4Addr::new(127, a.max(1), b, c.clamp(2, 250));
+        let free: Vec<TcpListener> = (0..4)
+            .map(|_| TcpListener::bind((self.place.address, 0)).expect("a free port"))
+            .collect();
+        let port = |i: usize| free[i].local_addr().expect("bound").port();
+        (self.place.imap, self.place.imaps) = (port(0), port(1));
+        (self.place.lmtp, self.place.pop3) = (port(2), port(3));
+    }
+
+    fn write_config(&self) {
+        let setup = self.setup.lock().expect("no panic inside");
+        if setup.plugin && !self.place.modules.join("lib20_xid_plugin.so").exists() {
+            fill_module_dir(&self.place.modules).expect("the folder of modules is made");
+        }
+        std::fs::write(self.config(), setup.text(&self.place)).expect("dovecot.conf is written");
+    }
+
+    fn try_start(&self) -> Result<(), String> {
+        self.write_config();
+        // The shell stops the master when our end of its input is closed: also when this
+        // program is killed.
+        let script = "exec 3<&0; dovecot -F -c \"$0\" & master=$!; \
+                      (read line; kill -TERM $master) <&3 & reader=$!; \
+                      wait $master; code=$?; kill $reader 2>/dev/null; exit $code";
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).arg(self.config());
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(self.log_file());
+        // A group of its own: Ctrl-C reaches the test, which closes the input.
+        command.process_group(0);
+        self.in_own_mounts(&mut command);
+        let mut child = command.spawn().map_err(|e| format!("sh: {e}"))?;
+        self.wait_until_serving(&mut child)?;
+        *self.running.lock().expect("no panic inside") = Some(child);
+        Ok(())
+    }
+
+    fn wait_until_serving(&self, child: &mut Child) -> Result<(), String> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            if let Ok(Some(status)) = child.try_wait() {
+                return Err(format!("dovecot did not start: {status}"));
+            }
+            if self.master_pid().is_some() && TcpStream::connect(self.imap_addr()).is_ok() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                drop(child.stdin.take());
+                let _ = child.wait();
+                return Err("dovecot does not answer".into());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// doveadm looks for its own plug-ins in a folder that is compiled in: in a mount namespace of
+    /// its own it finds ours there.
+    fn in_own_mounts(&self, command: &mut Command) {
+        if !self.setup.lock().expect("no panic inside").plugin || !is_root() {
+            return;
+        }
+        let ours = c_string(&self.place.modules.join("doveadm"));
+        let system = c_string(&Path::new(MODULES).join("doveadm"));
+        // SAFETY: the closure makes system calls only, on strings made before the fork.
+        unsafe {
+            command.pre_exec(move || bind_over(&ours, &system));
+        }
+    }
+
+    // --- life -------------------------------------------------------------------------------
+
+    /// Stops the server and waits until all its processes are gone.
+    pub fn stop(&self) {
+        let Some(mut child) = self.running.lock().expect("no panic inside").take() else { return };
+        let family = self.master_pid().map(family_of).unwrap_or_default();
+        drop(child.stdin.take());
+        let _ = wait_with_limit(&mut child);
+        for process in &family {
+            process.wait_gone();
+        }
+    }
+
+    /// Starts again after [`Dovecot::stop`] or [`Dovecot::crash`], with the configuration as it is
+    /// now.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start_again(&self) {
+        let _ = std::fs::remove_file(self.place.tree.join("run/master.pid"));
+        if let Err(why) = self.try_start() {
+            panic!("{why}\n{}", self.log());
+        }
+    }
+
+    pub fn restart(&self) {
+        self.stop();
+        self.start_again();
+    }
+
+    /// kill -9 of every process of the server at once.
+    pub fn crash(&self) {
+        let Some(mut child) = self.running.lock().expect("no panic inside").take() else { return };
+        let master = self.master_pid().expect("a master process");
+        let mut family = family_of(master);
+        // The master first: it would start new ones.
+        family.sort_by_key(|process| process.pid != master);
+        for process in &family {
+            kill9(process.pid);
+        }
+        for process in &family {
+            process.wait_gone();
+        }
+        drop(child.stdin.take());
+        let _ = child.wait();
+        self.allow_log("killed with signal 9");
+    }
+
+    /// Whether `xid` is among the plug-ins, from the next start on.
+    pub fn set_plugin(&self, on: bool) {
+        self.setup.lock().expect("no panic inside").plugin = on;
+    }
+
+    /// A setting in `plugin { }`, from the next start on.
+    pub fn set_xid(&self, key: &str, value: &str) {
+        put(&mut self.setup.lock().expect("no panic inside").xid, key, value);
+    }
+
+    /// A setting at the top level, from the next start on.
+    pub fn set(&self, key: &str, value: &str) {
+        put(&mut self.setup.lock().expect("no panic inside").top, key, value);
+    }
+
+    // --- places and processes ---------------------------------------------------------------
+
+    pub fn imap_addr(&self) -> SocketAddr {
+        (self.place.address, self.place.imap).into()
+    }
+
+    pub fn imaps_addr(&self) -> SocketAddr {
+        (self.place.address, self.place.imaps).into()
+    }
+
+    pub fn lmtp_addr(&self) -> SocketAddr {
+        (self.place.address, self.place.lmtp).into()
+    }
+
+    pub fn pop3_addr(&self) -> SocketAddr {
+        (self.place.address, self.place.pop3).into()
+    }
+
+    /// The folder that holds all of the server.
+    pub fn tree(&self) -> &Path {
+        &self.place.tree
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.place.tree.join("dovecot.conf")
+    }
+
+    /// Owner and group of the mail.
+    pub fn mail_owner(&self) -> (u32, u32) {
+        (self.place.uid, self.place.gid)
+    }
+
+    pub fn home(&self, user: &str) -> PathBuf {
+        self.place.tree.join("home").join(user)
+    }
+
+    /// ~/mail: mail root and (unless moved) index root, so where the plug-in's files are.
+    pub fn mail_dir(&self, user: &str) -> PathBuf {
+        self.home(user).join("mail")
+    }
+
+    /// Process numbers of the running processes of this service ("imap", "lmtp", "auth").
+    pub fn pids(&self, service: &str) -> Vec<u32> {
+        let Some(master) = self.master_pid() else { return Vec::new() };
+        let family = family_of(master);
+        family.iter().filter(|p| p.pid != master && p.name() == service).map(|p| p.pid).collect()
+    }
+
+    pub fn master_pid(&self) -> Option<u32> {
+        let text = std::fs::read_to_string(self.place.tree.join("run/master.pid")).ok()?;
+        text.trim().parse().ok()
+    }
+
+    // --- clients ----------------------------------------------------------------------------
+
+    /// A greeted connection that has not logged in.
+    pub fn connect_imap(&self) -> Imap {
+        Imap::connect(self.imap_addr(), "imap")
+    }
+
+    /// A logged-in client.
+    pub fn imap(&self, user: &str) -> Imap {
+        let mut client = Imap::connect(self.imap_addr(), user);
+        self.log_in(&mut client, user);
+        client
+    }
+
+    /// The same with a mailbox selected.
+    pub fn imap_in(&self, user: &str, mailbox: &str) -> Imap {
+        let mut client = self.imap(user);
+        client.ok(&format!("SELECT {mailbox}"));
+        client
+    }
+
+    /// A logged-in client over imaps.
+    pub fn imap_tls(&self, user: &str) -> Imap {
+        let mut client = Imap::connect_tls(self.imaps_addr(), &[], user);
+        self.log_in(&mut client, user);
+        client
+    }
+
+    fn log_in(&self, client: &mut Imap, user: &str) {
+        client.login(user);
+        let setup = self.setup.lock().expect("no panic inside");
+        let table = setup.xid.iter().any(|(k, v)| k == "xid_uid_source" && v == "table");
+        if setup.plugin && table {
+            client.scanner = Some(Scanner::new(self.watermarks.clone(), user));
+        }
+    }
+
+    pub fn lmtp(&self) -> Lmtp {
+        Lmtp::connect(self.lmtp_addr())
+    }
+
+    /// A logged-in POP3 client.
+    pub fn pop3(&self, user: &str) -> Pop3 {
+        let mut client = Pop3::connect(self.pop3_addr());
+        client.login(user);
+        client
+    }
+
+    /// A POP3 client that has not logged in.
+    pub fn connect_pop3(&self) -> Pop3 {
+        Pop3::connect(self.pop3_addr())
+    }
+
+    // --- getting mail in --------------------------------------------------------------------
+
+    /// APPEND by a client of its own.
+    pub fn append(&self, user: &str, mailbox: &str, message: &[u8]) {
+        self.imap(user).append(mailbox, message);
+    }
+
+    /// LMTP to one recipient.
+    pub fn deliver(&self, recipient: &str, message: &[u8]) {
+        let answers = self.lmtp().deliver(&[recipient], message);
+        assert_eq!(answers[0].0, 250, "LMTP to {recipient}: {answers:?}");
+    }
+
+    /// dovecot-lda.
+    pub fn lda(&self, user: &str, mailbox: &str, message: &[u8]) -> Output {
+        let mut command = Command::new("/usr/lib/dovecot/dovecot-lda");
+        command.arg("-c").arg(self.config()).args(["-d", user, "-m", mailbox, "-e"]);
+        self.in_own_mounts(&mut command);
+        run(&mut command, message)
+    }
+
+    /// A Sieve script for the user, active at once.
+    pub fn sieve(&self, user: &str, script: &str) {
+        assert!(self.place.sieve, "dovecot-sieve is not installed");
+        let home = self.home(user);
+        std::fs::create_dir_all(&home).expect("the home is made");
+        let file = home.join(".dovecot.sieve");
+        std::fs::write(&file, script).expect("the script is written");
+        for path in [home, file] {
+            chown(path, Some(self.place.uid), Some(self.place.gid)).expect("chown");
+        }
+    }
+
+    /// Whether dovecot-sieve is installed.
+    pub fn has_sieve(&self) -> bool {
+        self.place.sieve
+    }
+
+    // --- doveadm ----------------------------------------------------------------------------
+
+    pub fn doveadm(&self, args: &[&str]) -> Output {
+        self.doveadm_input(args, b"")
+    }
+
+    /// The same, insisting on success; gives its output.
+    pub fn doveadm_ok(&self, args: &[&str]) -> String {
+        let output = self.doveadm(args);
+        assert_eq!(output.code, 0, "doveadm {args:?}: {output:?}");
+        output.stdout
+    }
+
+    pub fn doveadm_input(&self, args: &[&str], input: &[u8]) -> Output {
+        run(&mut self.doveadm_command(args), input)
+    }
+
+    /// A doveadm to be started by the test itself.
+    pub fn doveadm_command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("doveadm");
+        command.arg("-c").arg(self.config()).args(args);
+        self.in_own_mounts(&mut command);
+        command
+    }
+
+    // --- what is there ----------------------------------------------------------------------
+
+    /// Every message of a mailbox, in order, as an IMAP client sees it.
+    pub fn messages(&self, user: &str, mailbox: &str) -> Vec<Message> {
+        let plugin = self.setup.lock().expect("no panic inside").plugin;
+        let mut client = self.imap(user);
+        client.ok(&format!("EXAMINE {mailbox}"));
+        let xid = if plugin { " XID" } else { "" };
+        let reply = client.ok(&format!("FETCH 1:* (UID X-GUID{xid})"));
+        let fetches = reply.fetches();
+        fetches
+            .iter()
+            .map(|fetch| Message {
+                seq: fetch.seq,
+                uid: fetch.uid().expect("a UID"),
+                xid: fetch.xid(),
+                guid: fetch.text("X-GUID").expect("a GUID"),
+            })
+            .collect()
+    }
+
+    // --- watermarks -------------------------------------------------------------------------
+
+    /// Moves the watermark of a `table` mailbox up to `uid`, as an administrator would.
+    pub fn advance(&self, user: &str, mailbox: &str, uid: u32) {
+        self.note_watermark(user, mailbox, uid);
+        let output = self.xidctl(&["advance", "-u", user, "-m", mailbox, &uid.to_string()]);
+        assert_eq!(output.code, 0, "xidctl advance: {output:?}");
+    }
+
+    /// Tells the leak scanner of a watermark that is moved by other means.
+    pub fn note_watermark(&self, user: &str, mailbox: &str, uid: u32) {
+        self.watermarks.raise(user, mailbox, uid);
+    }
+
+    /// What the leak scanners know.
+    pub fn watermarks(&self) -> &Watermarks {
+        &self.watermarks
+    }
+
+    /// The administrator's tool, told of this server's configuration.
+    pub fn xidctl(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(cargo_binary("IMAP_XID_XIDCTL", "xidctl", "cli"));
+        command.arg("-c").arg(self.config()).args(args);
+        self.in_own_mounts(&mut command);
+        run(&mut command, b"")
+    }
+
+    // --- log --------------------------------------------------------------------------------
+
+    pub fn log(&self) -> String {
+        let bytes = std::fs::read(self.place.tree.join("dovecot.log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Log lines with this text are no fault.
+    pub fn allow_log(&self, text: &str) {
+        self.allowed.lock().expect("no panic inside").push(text.into());
+    }
+
+    /// Waits until the log has this text.
+    pub fn wait_log(&self, text: &str) {
+        until(&format!("{text:?} in the log"), || self.log().contains(text));
+    }
+
+    fn log_file(&self) -> Stdio {
+        let file = File::options().append(true).create(true).open(self.place.tree.join("dovecot.log"));
+        file.map_or_else(|_| Stdio::null(), Stdio::from)
+    }
+
+    /// Log lines that must not be there.
+    pub fn faults(&self) -> Vec<String> {
+        let allowed = self.allowed.lock().map(|list| list.clone()).unwrap_or_default();
+        let is_fault = |line: &str| {
+            line.contains("Panic: ")
+                || line.contains("Fatal: ")
+                || line.contains("killed with signal")
+                || line.contains("has different ABI version")
+                || (line.contains("Error: ") && line.contains("xid: "))
+        };
+        let log = self.log();
+        let lines = log.lines().filter(|line| is_fault(line));
+        lines.filter(|l| !allowed.iter().any(|a| l.contains(a.as_str()))).map(str::to_owned).collect()
+    }
+
+    fn print_on_failure(&self) {
+        let log = self.log();
+        let mut from = log.len().saturating_sub(LOG_TAIL);
+        while !log.is_char_boundary(from) {
+            from += 1;
+        }
+        println!("--- log of dovecot ({})\n{}", self.place.tree.display(), &log[from..]);
+        let setup = self.setup.lock().expect("no panic inside");
+        println!(
+            "--- {:?}, plug-in {}, plugin {{ {:?} }}, {:?}\n{}",
+            setup.format, setup.plugin, setup.xid, setup.top, setup.extra
+        );
+    }
+}
+
+impl Drop for Dovecot {
+    fn drop(&mut self) {
+        self.stop();
+        if let Some(path) = &self.tmpfs {
+            let _ = run(Command::new("umount").arg("-l").arg(path), b"");
+        }
+        let faults = self.faults();
+        if std::thread::panicking() {
+            self.print_on_failure();
+        } else if !faults.is_empty() {
+            self.print_on_failure();
+            panic!("the server's log has faults:\n{}", faults.join("\n"));
+        }
+    }
+}
+
+fn place_in(tree: &Path, _setup: &Setup) -> Place {
+    // SAFETY: these calls have no conditions.
+    let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+    let (uid, gid) = if is_root() { (MAIL_UID, MAIL_UID) } else { (uid, gid) };
+    Place {
+        tree: tree.to_owned(),
+        modules: tree.join("modules"),
+        address: Ipv4Addr::LOCALHOST,
+        imap: 0,
+        imaps: 0,
+        lmtp: 0,
+        pop3: 0,
+        uid,
+        gid,
+        sieve: sieve_installed(),
+    }
+}
+
+fn is_root() -> bool {
+    // SAFETY: no conditions.
+    unsafe { libc::geteuid() == 0 }
+}
+
+fn c_string(path: &Path) -> CString {
+    CString::new(path.as_os_str().as_bytes()).expect("no NUL in a path")
+}
+
+/// In a mount namespace of our own, `ours` is seen where `system` was.
+fn bind_over(ours: &CString, system: &CString) -> std::io::Result<()> {
+    let none = std::ptr::null();
+    // SAFETY: all strings are valid C strings; nothing else is passed.
+    let failed = unsafe {
+        libc::unshare(libc::CLONE_NEWNS) != 0
+            || libc::mount(none, c"/".as_ptr(), none, libc::MS_REC | libc::MS_PRIVATE, none.cast()) != 0
+            || libc::mount(ours.as_ptr(), system.as_ptr(), none, libc::MS_BIND, none.cast()) != 0
+    };
+    if failed { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn mount_tmpfs(path: &Path, size: &str) -> PathBuf {
+    std::fs::create_dir_all(path).expect("the folder is made");
+    let mut mount = Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(path);
+    let output = run(&mut mount, b"");
+    assert_eq!(output.code, 0, "this test needs to mount a small tmpfs: {output:?}");
+    path.to_owned()
+}
+
+/// kill -9.
+pub fn kill9(pid: u32) {
+    // SAFETY: kill has no memory conditions; the pid is one of our server's.
+    unsafe {
+        libc::kill(pid as libc::pid_t, libc::SIGKILL);
+    }
+}
+
+/// Runs a program with this input.
+///
+/// # Panics
+/// When it cannot be started, or runs longer than [`LIMIT`].
+pub fn run(command: &mut Command, input: &[u8]) -> Output {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let mut stdin = child.stdin.take().expect("piped");
+    let (mut stdout, mut stderr) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
+    std::thread::scope(|scope| {
+        scope.spawn(move || stdin.write_all(input));
+        let err = scope.spawn(move || read_all(&mut stderr));
+        let out = scope.spawn(move || read_all(&mut stdout));
+        let code = wait_with_limit(&mut child);
+        Output {
+            code: code.unwrap_or_else(|| panic!("{command:?} took longer than {LIMIT:?}")),
+            stdout: out.join().expect("read"),
+            stderr: err.join().expect("read"),
+        }
+    })
+}
+
+fn read_all(from: &mut impl Read) -> String {
+    let mut bytes = Vec::new();
+    let _ = from.read_to_end(&mut bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The exit code (-1: a signal); None when it had to be killed after the limit.
+fn wait_with_limit(child: &mut Child) -> Option<i32> {
+    let deadline = Instant::now() + LIMIT;
+    let mut pause = Duration::from_micros(500);
+    loop {
+        if let Ok(Some(status)) = child.try_wait() {
+            return Some(status.code().unwrap_or(-1));
+        }
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            let _ = child.wait();
+            return None;
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(10));
+    }
+}
+
+/// A process, told from a later one of the same number by its start time.
+struct Process {
+    pid: u32,
+    started: u64,
+}
+
+impl Process {
+    fn of(pid: u32) -> Option<Process> {
+        Some(Process { pid, started: stat_field(pid, 19)? })
+    }
+
+    fn name(&self) -> String {
+        let path = format!("/proc/{}/comm", self.pid);
+        std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+    }
+
+    fn wait_gone(&self) {
+        until(&format!("the end of process {}", self.pid), || {
+            stat_field(self.pid, 19) != Some(self.started) || is_zombie(self.pid)
+        });
+    }
+}
+
+/// A field of /proc/PID/stat, counted from 0 after the name.
+fn stat_field(pid: u32, index: usize) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    text[text.rfind(')')? + 2..].split(' ').nth(index)?.parse().ok()
+}
+
+fn is_zombie(pid: u32) -> bool {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    text.rfind(')').is_some_and(|at| text[at..].starts_with(") Z"))
+}
+
+/// The master and all that it started.
+fn family_of(master: u32) -> Vec<Process> {
+    let children = format!("/proc/{master}/task/{master}/children");
+    let text = std::fs::read_to_string(children).unwrap_or_default();
+    let pids = text.split_whitespace().filter_map(|p| p.parse().ok());
+    std::iter::once(master).chain(pids).filter_map(Process::of).collect()
+}

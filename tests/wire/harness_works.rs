@@ -1,0 +1,74 @@
+//! The harness itself, on stock Dovecot: what the other tests stand on.
+
+use crate::harness::*;
+
+#[test]
+fn a_stock_server_takes_and_gives_mail_in_every_way() {
+    for format in Format::ALL {
+        let server = Dovecot::setup().format(format).plugin(false).start();
+        server.append("alice", "INBOX", &message(1));
+        server.deliver("alice", &message(2));
+        let lda = server.lda("alice", "INBOX", &message(3));
+        assert_eq!(lda.code, 0, "{lda:?}");
+        let save = server.doveadm_input(&["save", "-u", "alice", "-m", "INBOX"], &message(4));
+        assert_eq!(save.code, 0, "{save:?}");
+        let uids: Vec<u32> = server.messages("alice", "INBOX").iter().map(|m| m.uid).collect();
+        assert_eq!(uids, [1, 2, 3, 4], "{format:?}");
+        assert_eq!(server.pop3("alice").list("UIDL").len(), 4);
+    }
+}
+
+#[test]
+fn literals_pipelining_and_idle_work() {
+    let server = Dovecot::setup().plugin(false).start();
+    let mut client = server.imap_in("alice", "INBOX");
+    client.append("INBOX", &message_of(7, 5000));
+    let (a, b) = (client.send("FETCH 1 (UID BODY.PEEK[])"), client.send("STATUS INBOX (UIDNEXT)"));
+    let status = client.wait(&b);
+    let fetch = &client.wait(&a).fetches()[0];
+    assert_eq!(fetch.uid(), Some(1));
+    assert_eq!(fetch.text("BODY[]").unwrap().as_bytes(), message_of(7, 5000));
+    assert!(status.only("STATUS").ends_with("(UIDNEXT 2)"), "{status:?}");
+    let reply = client.cmd_parts(&[Part::Text("SEARCH SUBJECT "), Part::Literal(b"message 7")]);
+    assert_eq!(reply.search_numbers(), [1]);
+    let idle = client.idle();
+    server.deliver("alice", &message(8));
+    client.wait_line("2 EXISTS");
+    client.done(&idle);
+}
+
+#[test]
+fn tls_and_compression_work() {
+    let server = Dovecot::setup().plugin(false).tls().start();
+    let mut client = server.imap_tls("alice");
+    client.compress();
+    client.append("INBOX", &message_of(1, 300_000));
+    client.ok("SELECT INBOX");
+    let reply = client.ok("FETCH 1 BODY[]");
+    assert_eq!(reply.fetches()[0].text("BODY[]").unwrap().as_bytes(), message_of(1, 300_000));
+}
+
+#[test]
+fn a_crashed_server_starts_again_with_its_mail() {
+    let server = Dovecot::setup().plugin(false).start();
+    let mut client = server.imap("alice");
+    client.append("INBOX", &message(1));
+    assert_eq!(server.pids("imap").len(), 1);
+    server.crash();
+    assert!(client.closes());
+    server.start_again();
+    assert_eq!(server.messages("alice", "INBOX").len(), 1);
+    server.restart();
+    assert_eq!(server.messages("alice", "INBOX").len(), 1);
+}
+
+#[test]
+#[should_panic(expected = "killed with signal 11")]
+fn a_crash_in_the_log_fails_the_test() {
+    let server = Dovecot::setup().plugin(false).start();
+    let mut client = server.imap("alice");
+    client.ok("NOOP");
+    // SAFETY: a signal to a process of the server that this test started.
+    unsafe { libc::kill(server.pids("imap")[0] as libc::pid_t, libc::SIGSEGV) };
+    server.wait_log("killed with signal 11");
+}
