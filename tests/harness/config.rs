@@ -183,7 +183,11 @@ impl Setup {
             let _ = writeln!(conf, "mail_plugin_dir = {}", place.modules.display());
             plugins.push_str(" xid");
         }
-        let zlib = if self.mail_plugins.contains("zlib") { " imap_zlib" } else { "" };
+        let zlib = if self.mail_plugins.contains("zlib") {
+            " imap_zlib"
+        } else {
+            ""
+        };
         let sieve = if place.sieve { " sieve" } else { "" };
         let _ = write!(
             conf,

@@ -95,7 +95,11 @@ impl Imap {
 
     fn expect(&mut self, command: &str, status: &str) -> Reply {
         let reply = self.cmd(command);
-        assert_eq!(reply.status, status, "{}: {command}: {}", self.name, reply.text);
+        assert_eq!(
+            reply.status, status,
+            "{}: {command}: {}",
+            self.name, reply.text
+        );
         reply
     }
 
@@ -232,7 +236,10 @@ impl Imap {
             return Ok(None);
         };
         self.note("S", &bytes);
-        let end = bytes.strip_suffix(b"\r\n").or(bytes.strip_suffix(b"\n")).map(<[u8]>::len);
+        let end = bytes
+            .strip_suffix(b"\r\n")
+            .or(bytes.strip_suffix(b"\n"))
+            .map(<[u8]>::len);
         bytes.truncate(end.unwrap_or(bytes.len()));
         let line = Line(bytes);
         if let Some(scanner) = &mut self.scanner {
@@ -259,8 +266,15 @@ impl Imap {
 
     /// APPEND without flags or date.
     pub fn append(&mut self, mailbox: &str, message: &[u8]) -> Reply {
-        let reply = self.try_append(mailbox, message).expect("the connection holds");
-        assert!(reply.is_ok(), "{}: APPEND {mailbox}: {}", self.name, reply.text);
+        let reply = self
+            .try_append(mailbox, message)
+            .expect("the connection holds");
+        assert!(
+            reply.is_ok(),
+            "{}: APPEND {mailbox}: {}",
+            self.name,
+            reply.text
+        );
         reply
     }
 
@@ -331,7 +345,9 @@ impl Imap {
     }
 
     fn note(&mut self, side: &str, bytes: &[u8]) {
-        let mut text = bytes[..bytes.len().min(TRANSCRIPT_WIDTH)].escape_ascii().to_string();
+        let mut text = bytes[..bytes.len().min(TRANSCRIPT_WIDTH)]
+            .escape_ascii()
+            .to_string();
         if bytes.len() > TRANSCRIPT_WIDTH {
             text.push_str(&format!("... ({} bytes)", bytes.len()));
         }
@@ -346,7 +362,11 @@ impl Drop for Imap {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let from = self.transcript.len().saturating_sub(TRANSCRIPT_LINES);
-            println!("--- transcript of {}\n{}", self.name, self.transcript[from..].join("\n"));
+            println!(
+                "--- transcript of {}\n{}",
+                self.name,
+                self.transcript[from..].join("\n")
+            );
         }
     }
 }

@@ -13,7 +13,7 @@
 //! reads all before it advances.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::reply::{Fetch, Line};
 
@@ -24,13 +24,18 @@ pub struct Watermarks(Arc<Mutex<HashMap<(String, String), u32>>>);
 impl Watermarks {
     pub fn get(&self, user: &str, mailbox: &str) -> u32 {
         let key = (user.to_owned(), mailbox_name(mailbox));
-        self.0.lock().expect("no panic inside").get(&key).copied().unwrap_or(0)
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&key)
+            .copied()
+            .unwrap_or(0)
     }
 
     /// Raises it; a watermark never goes down.
     pub fn raise(&self, user: &str, mailbox: &str, uid: u32) {
         let key = (user.to_owned(), mailbox_name(mailbox));
-        let mut map = self.0.lock().expect("no panic inside");
+        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mark = map.entry(key).or_insert(0);
         *mark = uid.max(*mark);
     }
@@ -38,12 +43,15 @@ impl Watermarks {
     /// The mailbox was deleted: the next one of its name starts at 0.
     pub fn forget(&self, user: &str, mailbox: &str) {
         let key = (user.to_owned(), mailbox_name(mailbox));
-        self.0.lock().expect("no panic inside").remove(&key);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&key);
     }
 
     /// The mailbox was renamed and took its watermark along.
     pub fn rename(&self, user: &str, from: &str, to: &str) {
-        let mut map = self.0.lock().expect("no panic inside");
+        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(mark) = map.remove(&(user.to_owned(), mailbox_name(from))) {
             map.insert((user.to_owned(), mailbox_name(to)), mark);
         }
@@ -53,7 +61,11 @@ impl Watermarks {
 /// Without quotes; INBOX in upper case.
 fn mailbox_name(name: &str) -> String {
     let name = name.trim_matches('"');
-    if name.eq_ignore_ascii_case("inbox") { "INBOX".into() } else { name.into() }
+    if name.eq_ignore_ascii_case("inbox") {
+        "INBOX".into()
+    } else {
+        name.into()
+    }
 }
 
 struct Command {
@@ -74,7 +86,12 @@ pub struct Scanner {
 
 impl Scanner {
     pub fn new(marks: Watermarks, user: &str) -> Scanner {
-        Scanner { marks, user: user.into(), selected: None, open: Vec::new() }
+        Scanner {
+            marks,
+            user: user.into(),
+            selected: None,
+            open: Vec::new(),
+        }
     }
 
     /// Notes the commands in what the client sends.
@@ -93,7 +110,10 @@ impl Scanner {
     pub fn received(&mut self, line: &Line) {
         let text = line.text();
         if let Some(leak) = self.leak(line, &text) {
-            panic!("a UID above the watermark was sent to {}: {leak}\nline: {text}", self.user);
+            panic!(
+                "a UID above the watermark was sent to {}: {leak}\nline: {text}",
+                self.user
+            );
         }
         self.follow(&text);
     }
@@ -106,7 +126,9 @@ impl Scanner {
         }
         let mut words = text.split(' ');
         let tag = words.next().unwrap_or("");
-        let Some(at) = self.open.iter().position(|c| c.tag == tag) else { return };
+        let Some(at) = self.open.iter().position(|c| c.tag == tag) else {
+            return;
+        };
         let command = self.open.remove(at);
         let ok = words.next() == Some("OK");
         match command.name.as_str() {
@@ -120,7 +142,10 @@ impl Scanner {
     fn current(&self) -> Option<String> {
         self.selected.clone().or_else(|| {
             let selecting = |c: &&Command| c.name == "SELECT" || c.name == "EXAMINE";
-            self.open.iter().find(selecting).and_then(|c| c.mailbox.clone())
+            self.open
+                .iter()
+                .find(selecting)
+                .and_then(|c| c.mailbox.clone())
         })
     }
 
@@ -159,8 +184,10 @@ impl Scanner {
     /// Whether all searches under way are UID ones: which of several an untagged line answers
     /// cannot be told.
     fn answers_in_uids(&self) -> bool {
-        let mut searches =
-            self.open.iter().filter(|c| matches!(c.name.as_str(), "SEARCH" | "SORT" | "THREAD"));
+        let mut searches = self
+            .open
+            .iter()
+            .filter(|c| matches!(c.name.as_str(), "SEARCH" | "SORT" | "THREAD"));
         let first = searches.next().is_some_and(|c| c.by_uid);
         first && searches.all(|c| c.by_uid)
     }
@@ -176,7 +203,10 @@ impl Scanner {
                 let next: u32 = words.first()?.parse().ok()?;
                 above(next.saturating_sub(1), self.mark_of(&self.current()?))
             }
-            "APPENDUID" => above(highest(words.get(1)?), self.mark_of(command?.mailbox.as_ref()?)),
+            "APPENDUID" => above(
+                highest(words.get(1)?),
+                self.mark_of(command?.mailbox.as_ref()?),
+            ),
             "COPYUID" => {
                 let moving = |c: &&Command| c.name == "MOVE" || c.name == "COPY";
                 let command = command.or_else(|| self.open.iter().find(moving))?;
@@ -188,7 +218,9 @@ impl Scanner {
                 above(highest(words.first()?), self.mark_of(&self.current()?))
             }
             "XHXID" => {
-                let mark = words.iter().find_map(|w| w.strip_prefix('@')?.split_once('-'))?;
+                let mark = words
+                    .iter()
+                    .find_map(|w| w.strip_prefix('@')?.split_once('-'))?;
                 above(highest(mark.1), self.mark_of(&self.current()?))
             }
             _ => None,
@@ -206,7 +238,11 @@ impl Scanner {
 
     fn leak_in_urls(&self, text: &str) -> Option<String> {
         let at = text.to_ascii_uppercase().find(";UID=")?;
-        let uid = text[at + 5..].split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()?;
+        let uid = text[at + 5..]
+            .split(|c: char| !c.is_ascii_digit())
+            .next()?
+            .parse()
+            .ok()?;
         let path = text[..at].trim_end_matches('/');
         let path = path.split_once("://").map_or(path, |(_, rest)| rest);
         let mailbox = path.split_once('/').map_or(path, |(_, mailbox)| mailbox);
@@ -224,7 +260,14 @@ impl Command {
         if by_uid || (name == "XHXID") {
             match words.next() {
                 Some(word) => name = word.to_ascii_uppercase(),
-                None => return Some(Command { tag, name, by_uid, mailbox: None }),
+                None => {
+                    return Some(Command {
+                        tag,
+                        name,
+                        by_uid,
+                        mailbox: None,
+                    });
+                }
             }
         }
         let rest: Vec<&str> = words.collect();
@@ -233,7 +276,12 @@ impl Command {
             "COPY" | "MOVE" => quoted_or_word(rest.get(1..).unwrap_or(&[])),
             _ => None,
         };
-        Some(Command { tag, name, by_uid, mailbox })
+        Some(Command {
+            tag,
+            name,
+            by_uid,
+            mailbox,
+        })
     }
 }
 
@@ -259,15 +307,25 @@ fn response_code(text: &str) -> Option<String> {
 
 /// The highest number in a text (a UID set, a search answer, a thread).
 fn highest(text: &str) -> u32 {
-    text.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).max().unwrap_or(0)
+    text.split(|c: char| !c.is_ascii_digit())
+        .filter_map(|n| n.parse().ok())
+        .max()
+        .unwrap_or(0)
 }
 
 /// The highest UID in an ESEARCH line that is about UIDs.
 fn esearch_highest(text: &str) -> u32 {
-    let Some((_, data)) = text.split_once(')') else { return 0 };
-    let Some(data) = data.trim_start().strip_prefix("UID") else { return 0 };
+    let Some((_, data)) = text.split_once(')') else {
+        return 0;
+    };
+    let Some(data) = data.trim_start().strip_prefix("UID") else {
+        return 0;
+    };
     let mut top = 0;
-    let words: Vec<&str> = data.split([' ', '(', ')']).filter(|w| !w.is_empty()).collect();
+    let words: Vec<&str> = data
+        .split([' ', '(', ')'])
+        .filter(|w| !w.is_empty())
+        .collect();
     let mut position_next = false;
     let mut i = 0;
     while i < words.len() {
@@ -312,18 +370,30 @@ mod tests {
             ("UID SEARCH ALL", "* SEARCH 1 6"),
             ("UID SORT (DATE) UTF-8 ALL", "* SORT 6 1"),
             ("UID THREAD REFERENCES UTF-8 ALL", "* THREAD (1 (2)(6))"),
-            ("UID SEARCH RETURN (ALL) ALL", "* ESEARCH (TAG \"a1\") UID ALL 1:6"),
-            ("UID SEARCH RETURN (MAX) ALL", "* ESEARCH (TAG \"a1\") UID MAX 6 COUNT 2"),
+            (
+                "UID SEARCH RETURN (ALL) ALL",
+                "* ESEARCH (TAG \"a1\") UID ALL 1:6",
+            ),
+            (
+                "UID SEARCH RETURN (MAX) ALL",
+                "* ESEARCH (TAG \"a1\") UID MAX 6 COUNT 2",
+            ),
             ("NOOP", "* ESEARCH (TAG \"a0\") UID ADDTO (0 6)"),
             ("NOOP", "* VANISHED 3:6"),
             ("SELECT INBOX", "* OK [UIDNEXT 7] Predicted next UID"),
-            ("STATUS INBOX (UIDNEXT)", "* STATUS INBOX (MESSAGES 3 UIDNEXT 7)"),
+            (
+                "STATUS INBOX (UIDNEXT)",
+                "* STATUS INBOX (MESSAGES 3 UIDNEXT 7)",
+            ),
             ("APPEND inbox {3+}", "a1 OK [APPENDUID 17 6] done"),
             ("COPY 1 INBOX", "a1 OK [COPYUID 17 1 6] done"),
             ("MOVE 1 INBOX", "* OK [COPYUID 17 1 6] moved"),
             ("UID STORE 6 FLAGS ()", "a1 OK [MODIFIED 6] done"),
             ("XHXID", "a1 OK [XHXID foo-6 @17-6] done"),
-            ("GENURLAUTH x INTERNAL", "* GENURLAUTH imap://u@h/INBOX/;UID=6;URLAUTH=x"),
+            (
+                "GENURLAUTH x INTERNAL",
+                "* GENURLAUTH imap://u@h/INBOX/;UID=6;URLAUTH=x",
+            ),
         ] {
             assert!(judge(5, command, line), "not seen: {line}");
             assert!(!judge(6, command, line), "seen where there is none: {line}");
@@ -335,7 +405,10 @@ mod tests {
         for (command, line) in [
             ("SEARCH ALL", "* SEARCH 1 6"),
             ("FETCH 6 (FLAGS)", "* 6 FETCH (FLAGS () MODSEQ (99))"),
-            ("UID SEARCH RETURN (COUNT) ALL", "* ESEARCH (TAG \"a1\") UID COUNT 6"),
+            (
+                "UID SEARCH RETURN (COUNT) ALL",
+                "* ESEARCH (TAG \"a1\") UID COUNT 6",
+            ),
             ("NOOP", "* ESEARCH (TAG \"a0\") UID ADDTO (9 5)"),
             ("SEARCH RETURN (ALL) ALL", "* ESEARCH (TAG \"a1\") ALL 1:9"),
             ("UID SEARCH MODSEQ 1", "* SEARCH 1 5 (MODSEQ 77)"),

@@ -19,14 +19,17 @@ impl Lmtp {
         let mut client = Lmtp { wire };
         let greeting = client.answer().expect("a greeting");
         assert_eq!(greeting.0, 220, "{greeting:?}");
-        let hello = client.cmd("LHLO test.example.org").expect("an answer to LHLO");
+        let hello = client
+            .cmd("LHLO test.example.org")
+            .expect("an answer to LHLO");
         assert_eq!(hello.0, 250, "{hello:?}");
         client
     }
 
     /// Delivers to each recipient; one answer for each, whether refused at RCPT or after DATA.
     pub fn deliver(&mut self, recipients: &[&str], message: &[u8]) -> Vec<Answer> {
-        self.try_deliver(recipients, message).expect("the connection holds")
+        self.try_deliver(recipients, message)
+            .expect("the connection holds")
     }
 
     /// The same, reporting a lost connection.
@@ -65,14 +68,19 @@ impl Lmtp {
             let answer = self.cmd(&step).expect("an answer");
             assert!(answer.0 < 400, "{step}: {answer:?}");
         }
-        self.wire.send(&dotted(message)).expect("the connection holds");
+        self.wire
+            .send(&dotted(message))
+            .expect("the connection holds");
     }
 
     /// Reads one answer, which may have several lines.
     pub fn answer(&mut self) -> Result<Answer> {
         let mut text = String::new();
         loop {
-            let line = self.wire.read_line()?.ok_or(std::io::ErrorKind::UnexpectedEof)?;
+            let line = self
+                .wire
+                .read_line()?
+                .ok_or(std::io::ErrorKind::UnexpectedEof)?;
             let line = String::from_utf8_lossy(&line).trim_end().to_owned();
             let code = line.get(..3).and_then(|c| c.parse().ok()).unwrap_or(0);
             text.push_str(line.get(4..).unwrap_or(""));

@@ -56,6 +56,9 @@
 //! c.is_waiting(&a)                                     // no answer yet, told by what came so far
 //! ```
 //!
+//! An untagged line belongs to no command (Dovecot answers pipelined ones out of order): `Reply::lines`
+//! is what came since the answer before.
+//!
 //! Arguments that need literals: `c.cmd_parts(&[Part::Text("SEARCH TEXT "), Part::Literal(b"..")])`.
 //! All reads have a generous limit ([`LIMIT`]); no test needs to sleep: use [`until`].
 
@@ -120,7 +123,9 @@ pub fn message_of(n: usize, size: usize) -> Vec<u8> {
     let start = text.len();
     while text.len() - start < size {
         line += 1;
-        text.push_str(&format!("Line {line} of message {n}, as plain as a line can be.\r\n"));
+        text.push_str(&format!(
+            "Line {line} of message {n}, as plain as a line can be.\r\n"
+        ));
     }
     text.into_bytes()
 }
@@ -128,7 +133,10 @@ pub fn message_of(n: usize, size: usize) -> Vec<u8> {
 /// The seed of a random test: from the environment variable `name`, or the fixed `default`.
 /// Printed, so that a failure can be repeated.
 pub fn seed(name: &str, default: u64) -> u64 {
-    let seed = std::env::var(name).ok().and_then(|s| s.parse().ok()).unwrap_or(default);
+    let seed = std::env::var(name)
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(default);
     println!("{name}={seed}");
     seed
 }

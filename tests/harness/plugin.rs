@@ -66,7 +66,10 @@ pub(super) fn fill_module_dir(dir: &Path) -> std::io::Result<()> {
     // Copies: this folder is mounted over the one that links would lead back to.
     for entry in std::fs::read_dir(Path::new(MODULES).join("doveadm"))? {
         let path = entry?.path();
-        std::fs::copy(&path, dir.join("doveadm").join(path.file_name().expect("a name")))?;
+        std::fs::copy(
+            &path,
+            dir.join("doveadm").join(path.file_name().expect("a name")),
+        )?;
     }
     // The first one may be installed on this machine; ours is the one to test.
     for link in ["lib20_xid_plugin.so", "doveadm/lib20_doveadm_xid_plugin.so"] {

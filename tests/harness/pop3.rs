@@ -25,7 +25,9 @@ impl Pop3 {
 
     /// Sends a line without waiting for its answer.
     pub fn send(&mut self, line: &str) {
-        self.wire.send(format!("{line}\r\n").as_bytes()).expect("the connection holds");
+        self.wire
+            .send(format!("{line}\r\n").as_bytes())
+            .expect("the connection holds");
     }
 
     /// Sends a line and gives the first line of the answer.
@@ -56,7 +58,11 @@ impl Pop3 {
 
     /// The next line.
     pub fn line(&mut self) -> String {
-        let line = self.wire.read_line().expect("a line in time").expect("no end yet");
+        let line = self
+            .wire
+            .read_line()
+            .expect("a line in time")
+            .expect("no end yet");
         String::from_utf8_lossy(&line).trim_end().to_owned()
     }
 

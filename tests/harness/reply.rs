@@ -25,7 +25,11 @@ impl Line {
         let text = self.text();
         let mut words = text.split([' ', '\r']).skip(1);
         let first = words.next().unwrap_or("");
-        let word = if first.parse::<u32>().is_ok() { words.next().unwrap_or("") } else { first };
+        let word = if first.parse::<u32>().is_ok() {
+            words.next().unwrap_or("")
+        } else {
+            first
+        };
         word.to_ascii_uppercase()
     }
 }
@@ -51,7 +55,11 @@ impl Reply {
     pub(super) fn parse(tagged: &Line, tag: &str, lines: Vec<Line>) -> Reply {
         let text = tagged.text()[tag.len()..].trim_start().to_owned();
         let (status, rest) = text.split_once(' ').unwrap_or((&text, ""));
-        Reply { status: status.to_ascii_uppercase(), text: rest.into(), lines }
+        Reply {
+            status: status.to_ascii_uppercase(),
+            text: rest.into(),
+            lines,
+        }
     }
 
     pub fn is_ok(&self) -> bool {
@@ -66,12 +74,17 @@ impl Reply {
     /// The same of the first untagged `* OK [name ...]` line.
     pub fn untagged_code(&self, name: &str) -> Option<String> {
         let texts = self.lines.iter().map(|line| line.text().into_owned());
-        texts.filter_map(|t| t.strip_prefix("* OK ").and_then(|t| code_in(t, name))).next()
+        texts
+            .filter_map(|t| t.strip_prefix("* OK ").and_then(|t| code_in(t, name)))
+            .next()
     }
 
     /// The untagged lines with this keyword (FETCH, EXISTS, SEARCH, XHXID, ...).
     pub fn untagged(&self, keyword: &str) -> Vec<&Line> {
-        self.lines.iter().filter(|line| line.keyword() == keyword).collect()
+        self.lines
+            .iter()
+            .filter(|line| line.keyword() == keyword)
+            .collect()
     }
 
     /// What follows the keyword on the only line that has it.
@@ -82,7 +95,11 @@ impl Reply {
         let lines = self.untagged(keyword);
         assert_eq!(lines.len(), 1, "one {keyword} line expected in {self:#?}");
         let text = lines[0].text();
-        let at = text.to_ascii_uppercase().find(keyword).expect("the keyword") + keyword.len();
+        let at = text
+            .to_ascii_uppercase()
+            .find(keyword)
+            .expect("the keyword")
+            + keyword.len();
         text[at..].trim().to_owned()
     }
 
@@ -93,7 +110,10 @@ impl Reply {
 
     /// The same as numbers.
     pub fn search_numbers(&self) -> Vec<u32> {
-        self.search().iter().map(|w| w.parse().expect("a number")).collect()
+        self.search()
+            .iter()
+            .map(|w| w.parse().expect("a number"))
+            .collect()
     }
 
     /// What the `* XHXID <xid>` lines announce.
@@ -105,18 +125,29 @@ impl Reply {
         let lines = self.untagged(keyword);
         lines
             .iter()
-            .flat_map(|l| l.text().split_whitespace().skip(2).map(str::to_owned).collect::<Vec<_>>())
+            .flat_map(|l| {
+                l.text()
+                    .split_whitespace()
+                    .skip(2)
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>()
+            })
             .collect()
     }
 
     /// All FETCH lines, taken apart.
     pub fn fetches(&self) -> Vec<Fetch> {
-        self.untagged("FETCH").into_iter().filter_map(Fetch::parse).collect()
+        self.untagged("FETCH")
+            .into_iter()
+            .filter_map(Fetch::parse)
+            .collect()
     }
 
     /// n of the last `* n EXISTS`.
     pub fn exists(&self) -> Option<u32> {
-        self.untagged("EXISTS").last().and_then(|l| l.text().split(' ').nth(1)?.parse().ok())
+        self.untagged("EXISTS")
+            .last()
+            .and_then(|l| l.text().split(' ').nth(1)?.parse().ok())
     }
 }
 
@@ -163,7 +194,10 @@ pub struct Fetch {
 impl Fetch {
     /// None for a line that is no well-formed FETCH.
     pub fn parse(line: &Line) -> Option<Fetch> {
-        let mut cursor = Cursor { bytes: &line.0, at: 0 };
+        let mut cursor = Cursor {
+            bytes: &line.0,
+            at: 0,
+        };
         cursor.expect(b"* ")?;
         let seq = cursor.atom()?.parse().ok()?;
         cursor.expect(b" FETCH (")?;
@@ -214,7 +248,9 @@ impl Cursor<'_> {
     }
 
     fn expect(&mut self, text: &[u8]) -> Option<()> {
-        self.bytes[self.at..].starts_with(text).then(|| self.at += text.len())
+        self.bytes[self.at..]
+            .starts_with(text)
+            .then(|| self.at += text.len())
     }
 
     fn atom(&mut self) -> Option<String> {
@@ -248,7 +284,11 @@ impl Cursor<'_> {
             b'{' | b'~' => self.literal(),
             _ => {
                 let atom = self.atom()?;
-                Some(if atom == "NIL" { Value::Nil } else { Value::Atom(atom) })
+                Some(if atom == "NIL" {
+                    Value::Nil
+                } else {
+                    Value::Atom(atom)
+                })
             }
         }
     }
@@ -291,7 +331,10 @@ impl Cursor<'_> {
         }
         self.expect(b"{")?;
         let end = self.bytes[self.at..].iter().position(|&b| b == b'}')? + self.at;
-        let size: usize = std::str::from_utf8(&self.bytes[self.at..end]).ok()?.parse().ok()?;
+        let size: usize = std::str::from_utf8(&self.bytes[self.at..end])
+            .ok()?
+            .parse()
+            .ok()?;
         self.at = end + 1;
         self.expect(b"\r\n")?;
         let text = self.bytes.get(self.at..self.at + size)?.to_vec();

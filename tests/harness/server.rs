@@ -9,8 +9,8 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::config::{Place, Setup, put, sieve_installed};
@@ -71,13 +71,24 @@ impl Dovecot {
     }
 
     pub(super) fn start_with(setup: Setup) -> Dovecot {
-        let tree = tempfile::Builder::new().prefix("xid-").tempdir().expect("a temporary folder");
+        let tree = tempfile::Builder::new()
+            .prefix("xid-")
+            .tempdir()
+            .expect("a temporary folder");
         let path = tree.path().to_owned();
         let keep = std::env::var_os("KEEP_TREE").is_some();
-        let tree = if keep { drop(tree.keep()); None } else { Some(tree) };
+        let tree = if keep {
+            drop(tree.keep());
+            None
+        } else {
+            Some(tree)
+        };
         let mut server = Dovecot {
             place: place_in(&path, &setup),
-            tmpfs: setup.tmpfs.as_ref().map(|size| mount_tmpfs(&path.join("home"), size)),
+            tmpfs: setup
+                .tmpfs
+                .as_ref()
+                .map(|size| mount_tmpfs(&path.join("home"), size)),
             setup: Mutex::new(setup),
             running: Mutex::new(None),
             allowed: Mutex::new(Vec::new()),
@@ -101,9 +112,13 @@ impl Dovecot {
         for dir in ["run", "state", "home", "modules"] {
             std::fs::create_dir_all(tree.join(dir))?;
         }
-        chown(tree.join("home"), Some(self.place.uid), Some(self.place.gid))?;
+        chown(
+            tree.join("home"),
+            Some(self.place.uid),
+            Some(self.place.gid),
+        )?;
         File::create(tree.join("dovecot.log"))?;
-        let setup = self.setup.lock().expect("no panic inside");
+        let setup = lock(&self.setup);
         if setup.plugin {
             fill_module_dir(&self.place.modules)?;
         }
@@ -118,7 +133,8 @@ impl Dovecot {
     fn choose_ports(&mut self) {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let n = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let mix = (u64::from(std::process::id()) << 20 | u64::from(n)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mix = (u64::from(std::process::id()) << 20 | u64::from(n))
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let [_, a, b, c, ..] = mix.to_be_bytes();
         self.place.address = Ipv4Addr::new(127, a.max(1), b, c.clamp(2, 250));
         let free: Vec<TcpListener> = (0..4)
@@ -130,7 +146,7 @@ impl Dovecot {
     }
 
     fn write_config(&self) {
-        let setup = self.setup.lock().expect("no panic inside");
+        let setup = lock(&self.setup);
         if setup.plugin && !self.place.modules.join("lib20_xid_plugin.so").exists() {
             fill_module_dir(&self.place.modules).expect("the folder of modules is made");
         }
@@ -146,13 +162,16 @@ impl Dovecot {
                       wait $master; code=$?; kill $reader 2>/dev/null; exit $code";
         let mut command = Command::new("sh");
         command.args(["-c", script]).arg(self.config());
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(self.log_file());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(self.log_file());
         // A group of its own: Ctrl-C reaches the test, which closes the input.
         command.process_group(0);
         self.in_own_mounts(&mut command);
         let mut child = command.spawn().map_err(|e| format!("sh: {e}"))?;
         self.wait_until_serving(&mut child)?;
-        *self.running.lock().expect("no panic inside") = Some(child);
+        *lock(&self.running) = Some(child);
         Ok(())
     }
 
@@ -177,7 +196,7 @@ impl Dovecot {
     /// doveadm looks for its own plug-ins in a folder that is compiled in: in a mount namespace of
     /// its own it finds ours there.
     fn in_own_mounts(&self, command: &mut Command) {
-        if !self.setup.lock().expect("no panic inside").plugin || !is_root() {
+        if !lock(&self.setup).plugin || !is_root() {
             return;
         }
         let ours = c_string(&self.place.modules.join("doveadm"));
@@ -192,7 +211,9 @@ impl Dovecot {
 
     /// Stops the server and waits until all its processes are gone.
     pub fn stop(&self) {
-        let Some(mut child) = self.running.lock().expect("no panic inside").take() else { return };
+        let Some(mut child) = lock(&self.running).take() else {
+            return;
+        };
         let family = self.master_pid().map(family_of).unwrap_or_default();
         drop(child.stdin.take());
         let _ = wait_with_limit(&mut child);
@@ -220,7 +241,9 @@ impl Dovecot {
 
     /// kill -9 of every process of the server at once.
     pub fn crash(&self) {
-        let Some(mut child) = self.running.lock().expect("no panic inside").take() else { return };
+        let Some(mut child) = lock(&self.running).take() else {
+            return;
+        };
         let master = self.master_pid().expect("a master process");
         let mut family = family_of(master);
         // The master first: it would start new ones.
@@ -238,17 +261,17 @@ impl Dovecot {
 
     /// Whether `xid` is among the plug-ins, from the next start on.
     pub fn set_plugin(&self, on: bool) {
-        self.setup.lock().expect("no panic inside").plugin = on;
+        lock(&self.setup).plugin = on;
     }
 
     /// A setting in `plugin { }`, from the next start on.
     pub fn set_xid(&self, key: &str, value: &str) {
-        put(&mut self.setup.lock().expect("no panic inside").xid, key, value);
+        put(&mut lock(&self.setup).xid, key, value);
     }
 
     /// A setting at the top level, from the next start on.
     pub fn set(&self, key: &str, value: &str) {
-        put(&mut self.setup.lock().expect("no panic inside").top, key, value);
+        put(&mut lock(&self.setup).top, key, value);
     }
 
     // --- places and processes ---------------------------------------------------------------
@@ -294,9 +317,15 @@ impl Dovecot {
 
     /// Process numbers of the running processes of this service ("imap", "lmtp", "auth").
     pub fn pids(&self, service: &str) -> Vec<u32> {
-        let Some(master) = self.master_pid() else { return Vec::new() };
+        let Some(master) = self.master_pid() else {
+            return Vec::new();
+        };
         let family = family_of(master);
-        family.iter().filter(|p| p.pid != master && p.name() == service).map(|p| p.pid).collect()
+        family
+            .iter()
+            .filter(|p| p.pid != master && p.name() == service)
+            .map(|p| p.pid)
+            .collect()
     }
 
     pub fn master_pid(&self) -> Option<u32> {
@@ -334,8 +363,11 @@ impl Dovecot {
 
     fn log_in(&self, client: &mut Imap, user: &str) {
         client.login(user);
-        let setup = self.setup.lock().expect("no panic inside");
-        let table = setup.xid.iter().any(|(k, v)| k == "xid_uid_source" && v == "table");
+        let setup = lock(&self.setup);
+        let table = setup
+            .xid
+            .iter()
+            .any(|(k, v)| k == "xid_uid_source" && v == "table");
         if setup.plugin && table {
             client.scanner = Some(Scanner::new(self.watermarks.clone(), user));
         }
@@ -373,7 +405,10 @@ impl Dovecot {
     /// dovecot-lda.
     pub fn lda(&self, user: &str, mailbox: &str, message: &[u8]) -> Output {
         let mut command = Command::new("/usr/lib/dovecot/dovecot-lda");
-        command.arg("-c").arg(self.config()).args(["-d", user, "-m", mailbox, "-e"]);
+        command
+            .arg("-c")
+            .arg(self.config())
+            .args(["-d", user, "-m", mailbox, "-e"]);
         self.in_own_mounts(&mut command);
         run(&mut command, message)
     }
@@ -424,7 +459,7 @@ impl Dovecot {
 
     /// Every message of a mailbox, in order, as an IMAP client sees it.
     pub fn messages(&self, user: &str, mailbox: &str) -> Vec<Message> {
-        let plugin = self.setup.lock().expect("no panic inside").plugin;
+        let plugin = lock(&self.setup).plugin;
         let mut client = self.imap(user);
         client.ok(&format!("EXAMINE {mailbox}"));
         let xid = if plugin { " XID" } else { "" };
@@ -477,22 +512,31 @@ impl Dovecot {
 
     /// Log lines with this text are no fault.
     pub fn allow_log(&self, text: &str) {
-        self.allowed.lock().expect("no panic inside").push(text.into());
+        lock(&self.allowed).push(text.into());
     }
 
     /// Waits until the log has this text.
     pub fn wait_log(&self, text: &str) {
-        until(&format!("{text:?} in the log"), || self.log().contains(text));
+        until(&format!("{text:?} in the log"), || {
+            self.log().contains(text)
+        });
     }
 
     fn log_file(&self) -> Stdio {
-        let file = File::options().append(true).create(true).open(self.place.tree.join("dovecot.log"));
+        let file = File::options()
+            .append(true)
+            .create(true)
+            .open(self.place.tree.join("dovecot.log"));
         file.map_or_else(|_| Stdio::null(), Stdio::from)
     }
 
     /// Log lines that must not be there.
     pub fn faults(&self) -> Vec<String> {
-        let allowed = self.allowed.lock().map(|list| list.clone()).unwrap_or_default();
+        let allowed = self
+            .allowed
+            .lock()
+            .map(|list| list.clone())
+            .unwrap_or_default();
         let is_fault = |line: &str| {
             line.contains("Panic: ")
                 || line.contains("Fatal: ")
@@ -502,7 +546,10 @@ impl Dovecot {
         };
         let log = self.log();
         let lines = log.lines().filter(|line| is_fault(line));
-        lines.filter(|l| !allowed.iter().any(|a| l.contains(a.as_str()))).map(str::to_owned).collect()
+        lines
+            .filter(|l| !allowed.iter().any(|a| l.contains(a.as_str())))
+            .map(str::to_owned)
+            .collect()
     }
 
     fn print_on_failure(&self) {
@@ -511,8 +558,12 @@ impl Dovecot {
         while !log.is_char_boundary(from) {
             from += 1;
         }
-        println!("--- log of dovecot ({})\n{}", self.place.tree.display(), &log[from..]);
-        let setup = self.setup.lock().expect("no panic inside");
+        println!(
+            "--- log of dovecot ({})\n{}",
+            self.place.tree.display(),
+            &log[from..]
+        );
+        let setup = lock(&self.setup);
         println!(
             "--- {:?}, plug-in {}, plugin {{ {:?} }}, {:?}\n{}",
             setup.format, setup.plugin, setup.xid, setup.top, setup.extra
@@ -539,7 +590,11 @@ impl Drop for Dovecot {
 fn place_in(tree: &Path, _setup: &Setup) -> Place {
     // SAFETY: these calls have no conditions.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
-    let (uid, gid) = if is_root() { (MAIL_UID, MAIL_UID) } else { (uid, gid) };
+    let (uid, gid) = if is_root() {
+        (MAIL_UID, MAIL_UID)
+    } else {
+        (uid, gid)
+    };
     Place {
         tree: tree.to_owned(),
         modules: tree.join("modules"),
@@ -552,6 +607,11 @@ fn place_in(tree: &Path, _setup: &Setup) -> Place {
         gid,
         sieve: sieve_installed(),
     }
+}
+
+/// A panic in another thread of the test must not hide behind a second one here.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn is_root() -> bool {
@@ -569,18 +629,39 @@ fn bind_over(ours: &CString, system: &CString) -> std::io::Result<()> {
     // SAFETY: all strings are valid C strings; nothing else is passed.
     let failed = unsafe {
         libc::unshare(libc::CLONE_NEWNS) != 0
-            || libc::mount(none, c"/".as_ptr(), none, libc::MS_REC | libc::MS_PRIVATE, none.cast()) != 0
-            || libc::mount(ours.as_ptr(), system.as_ptr(), none, libc::MS_BIND, none.cast()) != 0
+            || libc::mount(
+                none,
+                c"/".as_ptr(),
+                none,
+                libc::MS_REC | libc::MS_PRIVATE,
+                none.cast(),
+            ) != 0
+            || libc::mount(
+                ours.as_ptr(),
+                system.as_ptr(),
+                none,
+                libc::MS_BIND,
+                none.cast(),
+            ) != 0
     };
-    if failed { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+    if failed {
+        Err(std::io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 fn mount_tmpfs(path: &Path, size: &str) -> PathBuf {
     std::fs::create_dir_all(path).expect("the folder is made");
     let mut mount = Command::new("mount");
-    mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(path);
+    mount
+        .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+        .arg(path);
     let output = run(&mut mount, b"");
-    assert_eq!(output.code, 0, "this test needs to mount a small tmpfs: {output:?}");
+    assert_eq!(
+        output.code, 0,
+        "this test needs to mount a small tmpfs: {output:?}"
+    );
     path.to_owned()
 }
 
@@ -597,10 +678,18 @@ pub fn kill9(pid: u32) {
 /// # Panics
 /// When it cannot be started, or runs longer than [`LIMIT`].
 pub fn run(command: &mut Command, input: &[u8]) -> Output {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
     let mut stdin = child.stdin.take().expect("piped");
-    let (mut stdout, mut stderr) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
+    let (mut stdout, mut stderr) = (
+        child.stdout.take().expect("piped"),
+        child.stderr.take().expect("piped"),
+    );
     std::thread::scope(|scope| {
         scope.spawn(move || stdin.write_all(input));
         let err = scope.spawn(move || read_all(&mut stderr));
@@ -646,12 +735,18 @@ struct Process {
 
 impl Process {
     fn of(pid: u32) -> Option<Process> {
-        Some(Process { pid, started: stat_field(pid, 19)? })
+        Some(Process {
+            pid,
+            started: stat_field(pid, 19)?,
+        })
     }
 
     fn name(&self) -> String {
         let path = format!("/proc/{}/comm", self.pid);
-        std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+        std::fs::read_to_string(path)
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
     }
 
     fn wait_gone(&self) {
@@ -664,12 +759,17 @@ impl Process {
 /// A field of /proc/PID/stat, counted from 0 after the name.
 fn stat_field(pid: u32, index: usize) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    text[text.rfind(')')? + 2..].split(' ').nth(index)?.parse().ok()
+    text[text.rfind(')')? + 2..]
+        .split(' ')
+        .nth(index)?
+        .parse()
+        .ok()
 }
 
 fn is_zombie(pid: u32) -> bool {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    text.rfind(')').is_some_and(|at| text[at..].starts_with(") Z"))
+    text.rfind(')')
+        .is_some_and(|at| text[at..].starts_with(") Z"))
 }
 
 /// The master and all that it started.
@@ -677,5 +777,8 @@ fn family_of(master: u32) -> Vec<Process> {
     let children = format!("/proc/{master}/task/{master}/children");
     let text = std::fs::read_to_string(children).unwrap_or_default();
     let pids = text.split_whitespace().filter_map(|p| p.parse().ok());
-    std::iter::once(master).chain(pids).filter_map(Process::of).collect()
+    std::iter::once(master)
+        .chain(pids)
+        .filter_map(Process::of)
+        .collect()
 }

@@ -16,13 +16,27 @@ fn make() -> (Vec<u8>, Vec<u8>) {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
     let output = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"])
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+        ])
         .args(["-nodes", "-days", "30", "-subj", "/CN=localhost", "-keyout"])
         .arg(&key)
         .arg("-out")
         .arg(&cert)
         .output()
         .expect("openssl is installed");
-    assert!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
-    (std::fs::read(cert).expect("the certificate"), std::fs::read(key).expect("the key"))
+    assert!(
+        output.status.success(),
+        "openssl: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    (
+        std::fs::read(cert).expect("the certificate"),
+        std::fs::read(key).expect("the key"),
+    )
 }

@@ -63,9 +63,14 @@ impl Wire {
 
     /// From here on both ways are raw deflate (RFC 4978).
     pub fn start_deflate(&mut self) {
-        assert!(self.received.is_empty(), "bytes came before the compression began");
-        self.deflate =
-            Some((Compress::new(Compression::fast(), false), Decompress::new(false)));
+        assert!(
+            self.received.is_empty(),
+            "bytes came before the compression began"
+        );
+        self.deflate = Some((
+            Compress::new(Compression::fast(), false),
+            Decompress::new(false),
+        ));
     }
 
     /// Sends all of `bytes`. Takes in what comes meanwhile: a server that cannot send its answers
@@ -165,10 +170,18 @@ impl Wire {
             Stream::Tcp(s) => s.as_raw_fd(),
             Stream::Unix(s) => s.as_raw_fd(),
         };
-        let events = if write { libc::POLLIN | libc::POLLOUT } else { libc::POLLIN };
+        let events = if write {
+            libc::POLLIN | libc::POLLOUT
+        } else {
+            libc::POLLIN
+        };
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let mut entry = libc::pollfd { fd, events, revents: 0 };
+            let mut entry = libc::pollfd {
+                fd,
+                events,
+                revents: 0,
+            };
             let wait = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
             // SAFETY: one valid pollfd, alive during the call.
             let n = unsafe { libc::poll(&mut entry, 1, wait) };
@@ -232,7 +245,9 @@ fn deflate(compress: &mut Compress, mut bytes: &[u8]) -> Result<Vec<u8>> {
     loop {
         out.reserve(bytes.len() + 4096);
         let before = compress.total_in();
-        compress.compress_vec(bytes, &mut out, FlushCompress::Sync).map_err(Error::other)?;
+        compress
+            .compress_vec(bytes, &mut out, FlushCompress::Sync)
+            .map_err(Error::other)?;
         bytes = &bytes[(compress.total_in() - before) as usize..];
         if bytes.is_empty() && out.len() < out.capacity() {
             return Ok(out);
@@ -244,7 +259,8 @@ fn inflate(from: &mut Decompress, mut bytes: &[u8], to: &mut VecDeque<u8>) -> Re
     loop {
         let mut out = Vec::with_capacity(65536);
         let before = from.total_in();
-        from.decompress_vec(bytes, &mut out, FlushDecompress::Sync).map_err(Error::other)?;
+        from.decompress_vec(bytes, &mut out, FlushDecompress::Sync)
+            .map_err(Error::other)?;
         bytes = &bytes[(from.total_in() - before) as usize..];
         to.extend(&out);
         if bytes.is_empty() && out.len() < out.capacity() {

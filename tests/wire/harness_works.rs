@@ -12,7 +12,11 @@ fn a_stock_server_takes_and_gives_mail_in_every_way() {
         assert_eq!(lda.code, 0, "{lda:?}");
         let save = server.doveadm_input(&["save", "-u", "alice", "-m", "INBOX"], &message(4));
         assert_eq!(save.code, 0, "{save:?}");
-        let uids: Vec<u32> = server.messages("alice", "INBOX").iter().map(|m| m.uid).collect();
+        let uids: Vec<u32> = server
+            .messages("alice", "INBOX")
+            .iter()
+            .map(|m| m.uid)
+            .collect();
         assert_eq!(uids, [1, 2, 3, 4], "{format:?}");
         assert_eq!(server.pop3("alice").list("UIDL").len(), 4);
     }
@@ -23,12 +27,27 @@ fn literals_pipelining_and_idle_work() {
     let server = Dovecot::setup().plugin(false).start();
     let mut client = server.imap_in("alice", "INBOX");
     client.append("INBOX", &message_of(7, 5000));
-    let (a, b) = (client.send("FETCH 1 (UID BODY.PEEK[])"), client.send("STATUS INBOX (UIDNEXT)"));
-    let status = client.wait(&b);
-    let fetch = &client.wait(&a).fetches()[0];
+    let (a, b) = (
+        client.send("FETCH 1 (UID BODY.PEEK[])"),
+        client.send("STATUS INBOX (UIDNEXT)"),
+    );
+    // Dovecot may answer the second first, and untagged lines belong to no command.
+    let replies = [client.wait(&b), client.wait(&a)];
+    let fetch = &replies
+        .iter()
+        .flat_map(Reply::fetches)
+        .next()
+        .expect("a FETCH");
     assert_eq!(fetch.uid(), Some(1));
-    assert_eq!(fetch.text("BODY[]").unwrap().as_bytes(), message_of(7, 5000));
-    assert!(status.only("STATUS").ends_with("(UIDNEXT 2)"), "{status:?}");
+    assert_eq!(
+        fetch.text("BODY[]").unwrap().as_bytes(),
+        message_of(7, 5000)
+    );
+    let lines = replies.iter().flat_map(|reply| &reply.lines);
+    assert!(
+        lines.clone().any(|line| line.contains("(UIDNEXT 2)")),
+        "{replies:?}"
+    );
     let reply = client.cmd_parts(&[Part::Text("SEARCH SUBJECT "), Part::Literal(b"message 7")]);
     assert_eq!(reply.search_numbers(), [1]);
     let idle = client.idle();
@@ -45,7 +64,10 @@ fn tls_and_compression_work() {
     client.append("INBOX", &message_of(1, 300_000));
     client.ok("SELECT INBOX");
     let reply = client.ok("FETCH 1 BODY[]");
-    assert_eq!(reply.fetches()[0].text("BODY[]").unwrap().as_bytes(), message_of(1, 300_000));
+    assert_eq!(
+        reply.fetches()[0].text("BODY[]").unwrap().as_bytes(),
+        message_of(1, 300_000)
+    );
 }
 
 #[test]
@@ -71,4 +93,24 @@ fn a_crash_in_the_log_fails_the_test() {
     // SAFETY: a signal to a process of the server that this test started.
     unsafe { libc::kill(server.pids("imap")[0] as libc::pid_t, libc::SIGSEGV) };
     server.wait_log("killed with signal 11");
+}
+
+#[test]
+fn the_plug_in_is_loaded_by_every_process() {
+    let server = Dovecot::setup().set("mail_debug", "yes").start();
+    server.append("alice", "INBOX", &message(1));
+    server.deliver("alice", &message(2));
+    server.pop3("alice").ok("STAT");
+    let loaded = server.log();
+    for process in ["imap(alice)", "lmtp(alice)", "pop3(alice)"] {
+        let loads = |line: &str| line.contains(process) && line.contains("lib20_xid_plugin.so");
+        assert!(loaded.lines().any(loads), "{process} has no plug-in");
+    }
+    let output = server.doveadm(&[
+        "-D", "mailbox", "status", "-u", "alice", "messages", "INBOX",
+    ]);
+    assert!(output.stdout.contains("messages=2"), "{output:?}");
+    for file in ["lib20_xid_plugin.so", "lib20_doveadm_xid_plugin.so"] {
+        assert!(output.stderr.contains(file), "{file}: {output:?}");
+    }
 }
