@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use super::net::Net;
 use super::server::Dovecot;
 
 /// How mail is stored.
@@ -38,6 +39,14 @@ pub struct Setup {
     pub(super) mail_plugins: String,
     pub(super) location: String,
     pub(super) tmpfs: Option<String>,
+    pub(super) node: Option<Node>,
+}
+
+/// A place in a [`Net`]: its namespace and its address.
+#[derive(Clone)]
+pub(super) struct Node {
+    pub namespace: String,
+    pub address: std::net::Ipv4Addr,
 }
 
 impl Setup {
@@ -53,6 +62,7 @@ impl Setup {
             mail_plugins: "zlib".into(),
             location: String::new(),
             tmpfs: None,
+            node: None,
         }
     }
 
@@ -113,6 +123,15 @@ impl Setup {
     /// The users' homes are on a tmpfs of this size ("8m").
     pub fn tmpfs(mut self, size: &str) -> Setup {
         self.tmpfs = Some(size.into());
+        self
+    }
+
+    /// The server runs on a node of a lab, with the standard ports.
+    pub fn at(mut self, net: &Net, node: usize) -> Setup {
+        self.node = Some(Node {
+            namespace: net.name(node),
+            address: net.ip(node),
+        });
         self
     }
 

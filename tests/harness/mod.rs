@@ -41,6 +41,7 @@
 //! * `server.pids("imap")`, `kill9(pid)`; `server.home(user)`, `server.mail_dir(user)`;
 //!   `server.log()`, `server.wait_log("text")`, `server.allow_log("text")`; `server.sieve(user, script)`
 //! * `server.messages(user, box)`: UID, XID, GUID and sequence number of every message
+//! * `Dovecot::setup().at(&net, 1)`: on a node of a [`net::Net`], reached in its namespace
 //! * `server.advance(user, box, uid)`: moves a `table` watermark; see [`leak`]
 //!
 //! # An IMAP client
@@ -68,6 +69,7 @@ mod config;
 pub mod imap;
 pub mod leak;
 mod lmtp;
+pub mod net;
 mod plugin;
 mod pop3;
 pub mod reply;

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs::{File, Permissions};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
@@ -19,7 +19,7 @@ use super::leak::{Scanner, Watermarks};
 use super::lmtp::Lmtp;
 use super::plugin::{MODULES, cargo_binary, fill_module_dir};
 use super::pop3::Pop3;
-use super::{LIMIT, tls, until};
+use super::{LIMIT, net, tls, until};
 
 /// Owner of the mail when the tests run as root: an account that exists nowhere.
 const MAIL_UID: u32 = 64990;
@@ -131,6 +131,12 @@ impl Dovecot {
     /// A loopback address of our own, and ports that are free there. Stays the same over
     /// restarts.
     fn choose_ports(&mut self) {
+        if let Some(node) = &lock(&self.setup).node {
+            self.place.address = node.address;
+            (self.place.imap, self.place.imaps) = (143, 993);
+            (self.place.lmtp, self.place.pop3) = (24, 110);
+            return;
+        }
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let n = COUNTER.fetch_add(1, Ordering::Relaxed);
         let mix = (u64::from(std::process::id()) << 20 | u64::from(n))
@@ -168,7 +174,7 @@ impl Dovecot {
             .stderr(self.log_file());
         // A group of its own: Ctrl-C reaches the test, which closes the input.
         command.process_group(0);
-        self.in_own_mounts(&mut command);
+        self.in_place(&mut command);
         let mut child = command.spawn().map_err(|e| format!("sh: {e}"))?;
         self.wait_until_serving(&mut child)?;
         *lock(&self.running) = Some(child);
@@ -181,7 +187,7 @@ impl Dovecot {
             if let Ok(Some(status)) = child.try_wait() {
                 return Err(format!("dovecot did not start: {status}"));
             }
-            if self.master_pid().is_some() && TcpStream::connect(self.imap_addr()).is_ok() {
+            if self.master_pid().is_some() && net::dial(self.imap_addr()).is_ok() {
                 return Ok(());
             }
             if Instant::now() > deadline {
@@ -191,6 +197,18 @@ impl Dovecot {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Where the server's programs run: its lab namespace, its own mounts.
+    fn in_place(&self, command: &mut Command) {
+        if let Some(node) = &lock(&self.setup).node {
+            let namespace = net::open(&node.namespace).expect("the node's namespace");
+            // SAFETY: the closure makes one system call, on a descriptor that it owns.
+            unsafe {
+                command.pre_exec(move || net::enter(&namespace));
+            }
+        }
+        self.in_own_mounts(command);
     }
 
     /// doveadm looks for its own plug-ins in a folder that is compiled in: in a mount namespace of
@@ -409,7 +427,7 @@ impl Dovecot {
             .arg("-c")
             .arg(self.config())
             .args(["-d", user, "-m", mailbox, "-e"]);
-        self.in_own_mounts(&mut command);
+        self.in_place(&mut command);
         run(&mut command, message)
     }
 
@@ -451,7 +469,7 @@ impl Dovecot {
     pub fn doveadm_command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("doveadm");
         command.arg("-c").arg(self.config()).args(args);
-        self.in_own_mounts(&mut command);
+        self.in_place(&mut command);
         command
     }
 
@@ -499,7 +517,7 @@ impl Dovecot {
     pub fn xidctl(&self, args: &[&str]) -> Output {
         let mut command = Command::new(cargo_binary("IMAP_XID_XIDCTL", "xidctl", "cli"));
         command.arg("-c").arg(self.config()).args(args);
-        self.in_own_mounts(&mut command);
+        self.in_place(&mut command);
         run(&mut command, b"")
     }
 

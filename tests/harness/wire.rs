@@ -30,7 +30,7 @@ enum Stream {
 
 impl Wire {
     pub fn connect(address: SocketAddr) -> Result<Wire> {
-        let stream = TcpStream::connect_timeout(&address, LIMIT)?;
+        let stream = super::net::dial(address)?;
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
         Ok(Wire::over(Stream::Tcp(stream), None))

@@ -1,22 +1,24 @@
-//! Tests of what the cluster tests rest on: the network lab and the history checker.
-#![allow(dead_code)]
+//! Tests of what the cluster tests rest on: the network lab, the history checker, and what
+//! stock servers do when they replicate both ways.
 
+#[path = "../harness/mod.rs"]
+mod harness;
 mod history;
-mod net;
+mod stock;
+mod workload;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 
+use harness::net::Net;
+
 /// Whether a byte sent from one node reaches the other within a second.
-fn reaches(net: &net::Net, from: usize, to: usize) -> bool {
+fn reaches(net: &Net, from: usize, to: usize) -> bool {
     let listener = net
         .inside(to, || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))
         .and_then(|bound| bound)
         .expect("a listener in the namespace");
     let port = listener.local_addr().expect("a bound address").port();
-    listener
-        .set_nonblocking(true)
-        .expect("a non-blocking listener");
     let address = std::net::SocketAddr::from((net.ip(to), port));
     let second = std::time::Duration::from_secs(1);
     let dialled = net
@@ -27,9 +29,6 @@ fn reaches(net: &net::Net, from: usize, to: usize) -> bool {
     let Ok(mut client) = dialled else {
         return false;
     };
-    listener
-        .set_nonblocking(false)
-        .expect("a blocking listener");
     let (mut server, _) = listener
         .accept()
         .expect("the connection that was just made");
@@ -40,7 +39,7 @@ fn reaches(net: &net::Net, from: usize, to: usize) -> bool {
 
 #[test]
 fn nodes_reach_each_other_until_they_are_cut_and_again_when_healed() {
-    let net = net::Net::new(3).expect("namespaces (needs root)");
+    let net = Net::new(3).expect("namespaces (needs root)");
     assert!(reaches(&net, 1, 2) && reaches(&net, 3, 1));
     net.partition(&[1], &[2, 3]).expect("a partition");
     assert!(!reaches(&net, 1, 2) && !reaches(&net, 2, 1) && reaches(&net, 2, 3));

@@ -5,18 +5,69 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::LIMIT;
 
 /// Namespaces are named by process and a counter: several labs can live side by side.
-static NEXT_LAB: AtomicU32 = AtomicU32::new(0);
+static NEXT_LAB: AtomicU8 = AtomicU8::new(0);
+
+/// Which namespace an address of a lab is to be dialled in: the node's own, as a client beside
+/// the server would.
+static NAMESPACES: Mutex<Vec<(Ipv4Addr, String)>> = Mutex::new(Vec::new());
+
+/// Connects to a server: in its own namespace if it has one.
+pub(super) fn dial(address: SocketAddr) -> io::Result<TcpStream> {
+    let connect = move || TcpStream::connect_timeout(&address, LIMIT);
+    match namespace_of(address.ip()) {
+        Some(name) => in_namespace(&name, connect)?,
+        None => connect(),
+    }
+}
+
+fn namespace_of(ip: IpAddr) -> Option<String> {
+    let known = NAMESPACES.lock().unwrap_or_else(PoisonError::into_inner);
+    known
+        .iter()
+        .find(|(known, _)| IpAddr::V4(*known) == ip)
+        .map(|(_, name)| name.clone())
+}
+
+/// Runs `work` with its sockets in a namespace. It gets a thread of its own, since a namespace
+/// is a thread's property.
+fn in_namespace<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    let handle = open(name)?;
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(move || enter(&handle).map(|()| work()));
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// A namespace's handle.
+pub(super) fn open(name: &str) -> io::Result<File> {
+    File::open(format!("/run/netns/{name}"))
+}
+
+/// Moves the calling thread into the namespace.
+pub(super) fn enter(namespace: &File) -> io::Result<()> {
+    // SAFETY: setns takes no pointers; the descriptor is open for the whole call.
+    match unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
 
 /// A set of namespaces that can all reach each other, until cut.
 pub struct Net {
     prefix: String,
+    /// Third byte of the lab's addresses.
+    lab: u8,
     nodes: usize,
 }
 
@@ -27,6 +78,7 @@ impl Net {
         let lab = NEXT_LAB.fetch_add(1, Ordering::Relaxed);
         let net = Net {
             prefix: format!("xid{}-{lab}-", std::process::id()),
+            lab,
             nodes,
         };
         net.build()?;
@@ -46,6 +98,9 @@ impl Net {
 
     fn build_node(&self, node: usize, switch: &str) -> io::Result<()> {
         let ns = self.name(node);
+        let mut known = NAMESPACES.lock().unwrap_or_else(PoisonError::into_inner);
+        known.push((self.ip(node), ns.clone()));
+        drop(known);
         let port = format!("p{node}");
         let address = format!("{}/24", self.ip(node));
         run(&["ip", "netns", "add", &ns])?;
@@ -81,7 +136,7 @@ impl Net {
 
     /// The address of a node inside the lab.
     pub fn ip(&self, node: usize) -> Ipv4Addr {
-        Ipv4Addr::new(10, 77, 0, u8::try_from(node).unwrap_or(u8::MAX))
+        Ipv4Addr::new(10, 77, self.lab, u8::try_from(node).unwrap_or(u8::MAX))
     }
 
     /// A command that will run inside a node's namespace.
@@ -128,32 +183,10 @@ impl Net {
         run(&["ip", "netns", "exec", &self.name(node), "nft", rules])
     }
 
-    /// Runs `work` with its sockets in a node's namespace. It gets a thread of its own, since a
-    /// namespace is a thread's property.
+    /// Runs `work` with its sockets in a node's namespace. A socket stays there when it is
+    /// handed to another thread.
     pub fn inside<T: Send>(&self, node: usize, work: impl FnOnce() -> T + Send) -> io::Result<T> {
-        let handle = File::open(format!("/run/netns/{}", self.name(node)))?;
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(move || {
-                // SAFETY: setns takes no pointers; the descriptor is open for the whole call.
-                let moved = unsafe { libc::setns(handle.as_raw_fd(), libc::CLONE_NEWNET) };
-                if moved != 0 {
-                    return Err(io::Error::last_os_error());
-                }
-                Ok(work())
-            });
-            thread
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
-    }
-
-    /// Connects, as a client on `from` would, to a port of `to`. The socket stays in that
-    /// namespace when it is handed to another thread.
-    pub fn connect(&self, from: usize, to: usize, port: u16) -> io::Result<TcpStream> {
-        let address = SocketAddrV4::new(self.ip(to), port);
-        self.inside(from, move || {
-            TcpStream::connect_timeout(&address.into(), Duration::from_secs(10))
-        })?
+        in_namespace(&self.name(node), work)
     }
 }
 
