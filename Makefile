@@ -22,6 +22,8 @@ PLUGIN_TARGET := $(CURDIR)/target/dovecot
 PLUGIN := $(PLUGIN_TARGET)/release/libimap_xid.so
 PLUGIN_DEBUG := $(PLUGIN_TARGET)/debug/libimap_xid.so
 XIDCTL := $(CURDIR)/target/release/xidctl
+# cargo builds it along with the tests.
+XIDCTL_DEBUG := $(CURDIR)/target/debug/xidctl
 TEST_FEATURES := cli,cluster
 
 .PHONY: help deps build build-plugin build-plugin-debug build-tools install uninstall demo \
@@ -77,15 +79,15 @@ uninstall: ## Remove what install put below DESTDIR, except an edited 90-xid.con
 		rm $(DESTDIR)$(SYSCONFDIR)/dovecot/conf.d/90-xid.conf
 
 demo: deps build-plugin ## Show an annotated IMAP session on a private Dovecot; leaves nothing behind
-	IMAP_XID_PLUGIN=$(PLUGIN) $(CARGO) run --locked -q -j$(JOBS) --example demo
+	IMAP_XID_PLUGIN=$(PLUGIN) IMAP_XID_XIDCTL=$(XIDCTL_DEBUG) $(CARGO) test --locked -q -j$(JOBS) --features cli --test demo
 
 demo-shell: deps build-plugin ## Start the demo's server and leave it up to play with until Enter
-	IMAP_XID_PLUGIN=$(PLUGIN) $(CARGO) run --locked -q -j$(JOBS) --example demo -- --shell
+	IMAP_XID_PLUGIN=$(PLUGIN) IMAP_XID_XIDCTL=$(XIDCTL_DEBUG) $(CARGO) test --locked -q -j$(JOBS) --features cli --test demo -- --shell
 
 test: deps test-rust ## Run every test: units, properties, real Dovecot, faults, C ABI, fuzz smoke
 
 test-rust: build-plugin-debug
-	IMAP_XID_PLUGIN=$(PLUGIN_DEBUG) $(CARGO) test --locked -j$(JOBS) --features $(TEST_FEATURES)
+	IMAP_XID_PLUGIN=$(PLUGIN_DEBUG) IMAP_XID_XIDCTL=$(XIDCTL_DEBUG) $(CARGO) test --locked -j$(JOBS) --features $(TEST_FEATURES)
 
 soak: deps deb ## The long tests: thousands of kills, long fuzzing, the package in a fresh Debian
 	IMAP_XID_SOAK=1 $(MAKE) test-rust
