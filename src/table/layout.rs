@@ -94,6 +94,8 @@ pub(super) struct Boxes {
     pub count: AtomicU32,
     /// Pending entries of all mailboxes.
     pub pending: AtomicU64,
+    /// The first of the [`Text`]s that name namespaces; they never go away.
+    pub namespaces: AtomicU32,
 }
 
 /// What an operator watches. Added to by everyone, without order, without the lock.
@@ -147,15 +149,60 @@ pub(super) struct Slot {
     pub name: AtomicU32,
     /// First cell of the list of waits under way. Written under the lock.
     pub waits: AtomicU32,
-    /// Commits wait while the clock is below this (milliseconds since boot; 0: open). Written
-    /// under the lock; read by everyone.
-    pub gate_until: AtomicU64,
-    /// Who closed the gate. Written under the lock, before `gate_until`.
-    pub gate_owner: AtomicU64,
-    /// Advances are refused while the clock is below this. Written under the lock.
-    pub hold_until: AtomicU64,
-    /// Who holds. Written under the lock, before `hold_until`.
-    pub hold_owner: AtomicU64,
+    pub gate: Lease,
+    pub hold: Lease,
+}
+
+/// Something that somebody closed until a point in time. Written under the lock, `owner` first.
+#[repr(C)]
+#[derive(Default)]
+pub(super) struct Lease {
+    /// Closed while the clock (milliseconds since boot) is below this; 0: open. Read by everyone.
+    pub until: AtomicU64,
+    /// Who closed it, as he calls himself; not 0.
+    pub owner: AtomicU64,
+}
+
+/// A pending entry: a message whose UID is not stable. Written under the lock.
+#[repr(C)]
+pub(super) struct PendingCell {
+    /// The entry with the next higher UID.
+    pub next: AtomicU32,
+    pub uid: AtomicU32,
+    /// The XID: the number, 0 for none, and the [`Text`] of its namespace.
+    pub number: AtomicU64,
+    pub namespace: AtomicU32,
+    /// Bytes of the message GUID, which follow.
+    pub guid_len: AtomicU32,
+    /// When it was added: milliseconds since boot.
+    pub since: AtomicU64,
+}
+
+/// A wait that is under way: who waits, since when, for which UID. Written under the lock.
+#[repr(C)]
+pub(super) struct WaitCell {
+    pub next: AtomicU32,
+    pub prev: AtomicU32,
+    pub uid: AtomicU32,
+    pub pid: AtomicU32,
+    /// Milliseconds since boot.
+    pub since: AtomicU64,
+    /// The slot that it belongs to: who ends a wait must name both.
+    pub slot: AtomicU32,
+    /// [`WAIT_TAG`] while it is one.
+    pub tag: AtomicU32,
+}
+
+/// [`WaitCell::tag`] of a wait.
+pub(super) const WAIT_TAG: u32 = 0x5741_4954;
+
+/// A name: of a mailbox, or of a namespace. Written under the lock, before it is linked.
+#[repr(C)]
+pub(super) struct Text {
+    /// Of namespaces: the next one.
+    pub next: AtomicU32,
+    /// Bytes, which follow.
+    pub len: AtomicU32,
 }
 
 /// [`Slot::flags`]: `mark` holds a watermark.
@@ -164,7 +211,7 @@ pub(super) const HAS_WATERMARK: u32 = 1;
 /// [`Slot::promised`]: what was promised is not known, so everything counts as promised.
 pub(super) const PROMISED_ALL: u32 = u32::MAX;
 
-/// Cells of a slot, as a class of the pool.
+/// The class of a slot's block.
 pub(super) const SLOT_CLASS: usize = 1;
 
 const _: () = {
@@ -181,6 +228,8 @@ const _: () = {
     // What a command's check and a waiter touch is on one cache line.
     assert!(std::mem::offset_of!(Slot, mark) == 40);
     assert!(std::mem::offset_of!(Slot, uidvalidity) == 64);
+    assert!(size_of::<PendingCell>() == 32 && size_of::<WaitCell>() == 32);
+    assert!(size_of::<Text>() == 8);
 };
 
 /// The part of the header that says whose and what the file is. It is read from the file before

@@ -5,11 +5,19 @@
 //! ([`crate::registry`]), and a table of an earlier boot is made anew.
 //!
 //! Who does what: [`file`] makes, checks, maps and grows the file; [`layout`] says what is where;
-//! [`lock`] is the mutex whose owner may die; [`words`] are the words that need no lock.
+//! [`lock`] is the mutex whose owner may die and [`repair`] what follows; [`words`] are the words
+//! that need no lock; [`pool`] hands out blocks of the file; [`mailbox`], [`tail`] and [`wait`]
+//! are what the table is for; [`fifo`] wakes event loops.
 
+mod fifo;
 mod file;
 mod layout;
 mod lock;
+mod mailbox;
+mod pool;
+mod repair;
+mod tail;
+mod wait;
 mod words;
 
 /// The atomics of [`words`]: the machine's own.
@@ -20,11 +28,18 @@ mod atomic {
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+pub use fifo::Waiter;
 use file::Mapped;
+pub use layout::WAIT_BUCKETS_MS;
 pub use lock::LockError;
-use lock::{Locked, RobustMutex};
+use lock::{Guard, Locked, Orphan};
+pub use mailbox::{Guid, Info, Mailbox, Tail, Watermarks};
+use pool::Writer;
+pub use tail::{Advanced, Entry, MESSAGE_GUID_MAX, Pending, guid_text};
+pub use wait::{Counts, WaitId, Waited};
 pub use words::NUMBER_MAX;
 
 /// How long to wait for a lock in the table. Holders keep the table's lock for about 100 ns; the
@@ -101,10 +116,73 @@ pub enum Error {
         /// How many.
         count: u32,
     },
+    /// The registry could not store a watermark.
+    #[error("{path}: the watermark is not durable: {why}", path = .path.display())]
+    Store {
+        /// The table.
+        path: PathBuf,
+        /// What the registry says.
+        why: String,
+    },
+    /// The mailbox was attached with a newer UIDVALIDITY since.
+    #[error("{path}: the mailbox has UIDVALIDITY {current} by now, not {given}: open it again; \
+             if an older mailbox was restored, remove this file", path = .path.display())]
+    OldUidvalidity {
+        /// The table.
+        path: PathBuf,
+        /// The caller's.
+        given: u32,
+        /// The table's.
+        current: u32,
+    },
+    /// No process opened the mailbox since the boot, so the table knows nothing of it.
+    #[error("mailbox {0} was not opened since the boot: open it once")]
+    NotAttached(String),
+    /// An advance above all UIDs that were given.
+    #[error(
+        "mailbox {mailbox}: the watermark cannot go to UID {uid}: the highest that was given \
+             is {last_uid}"
+    )]
+    NeverGiven {
+        /// The mailbox GUID.
+        mailbox: String,
+        /// The UID asked for.
+        uid: u32,
+        /// The highest one known.
+        last_uid: u32,
+    },
+    /// An advance of a mailbox that somebody holds.
+    #[error("mailbox {mailbox} is on hold, by {owner} for {left_ms} ms more: release it first")]
+    OnHold {
+        /// The mailbox GUID.
+        mailbox: String,
+        /// Who holds it.
+        owner: u64,
+        /// For how much longer.
+        left_ms: u64,
+    },
+    /// A hold or gate that somebody else has.
+    #[error("mailbox {mailbox}: {owner} has that, for {left_ms} ms more")]
+    Taken {
+        /// The mailbox GUID.
+        mailbox: String,
+        /// Who has it.
+        owner: u64,
+        /// For how much longer.
+        left_ms: u64,
+    },
+    /// A message GUID that is longer than any host's.
+    #[error("the GUID of UID {uid} has {len} bytes, more than {MESSAGE_GUID_MAX}")]
+    LongGuid {
+        /// Whose.
+        uid: u32,
+        /// How long it is.
+        len: usize,
+    },
 }
 
 impl Error {
-    fn io(what: &'static str, path: &Path, source: io::Error) -> Error {
+    pub(crate) fn io(what: &'static str, path: &Path, source: io::Error) -> Error {
         Error::Io {
             what,
             path: path.to_owned(),
@@ -162,7 +240,6 @@ impl Table {
     /// Whether this is still the mail root's table: not when its file was deleted or replaced.
     /// Then open it again. Costs one system call.
     pub fn is_current(&self) -> bool {
-        use std::sync::atomic::Ordering;
         self.map.is_linked() && self.map.header().pool.0.broken.load(Ordering::Acquire) == 0
     }
 
@@ -195,7 +272,7 @@ impl Table {
             return Ok(first);
         }
         let from = numbers.lowest_new().max(above.saturating_add(1));
-        if from.saturating_add(u64::from(count)) > NUMBER_MAX {
+        if from.saturating_add(u64::from(count) - 1) > NUMBER_MAX {
             return Err(Error::NumbersExhausted { above, count }.into());
         }
         let block = reserve(from, count).map_err(TakeError::Reserve)?;
@@ -213,17 +290,43 @@ impl Table {
 
     /// The reservation lock. What it guards is in order at every instruction, so a dead owner
     /// leaves nothing to repair.
-    fn lock_reserving(&self) -> Result<lock::Guard<'_>, Error> {
-        let mutex: &RobustMutex = &self.map.header().reserving;
-        match mutex.lock(LOCK_LIMIT) {
+    fn lock_reserving(&self) -> Result<Guard<'_>, Error> {
+        match self.map.header().reserving.lock(LOCK_LIMIT) {
             Ok(Locked::Clean(guard)) => Ok(guard),
             Ok(Locked::OwnerDied(orphan)) => orphan.repaired(),
             Err(e) => Err(e),
         }
-        .map_err(|source| Error::Lock {
+        .map_err(|e| self.lock_error(e))
+    }
+
+    /// The table's lock, and with it the right to change what it guards; repairs first what a
+    /// dead owner left.
+    fn writer(&self) -> Result<Writer<'_>, Error> {
+        match self.map.header().lock.lock(LOCK_LIMIT) {
+            Ok(Locked::Clean(guard)) => Ok(Writer::new(&self.map, guard)),
+            Ok(Locked::OwnerDied(orphan)) => self.repaired(orphan),
+            Err(e) => Err(self.lock_error(e)),
+        }
+    }
+
+    /// Repairs the table. If that cannot be done nobody gets the lock any more: every process
+    /// opens another table when it next looks.
+    fn repaired<'a>(&'a self, orphan: Orphan<'a>) -> Result<Writer<'a>, Error> {
+        if let Err(e) = repair::repair(&self.map, &orphan) {
+            self.map.header().pool.0.broken.store(1, Ordering::Release);
+            return Err(e);
+        }
+        let guard = orphan.repaired().map_err(|e| self.lock_error(e))?;
+        // Event loops may wait for a ring that the dead process did not give.
+        self.ring();
+        Ok(Writer::new(&self.map, guard))
+    }
+
+    fn lock_error(&self, source: LockError) -> Error {
+        Error::Lock {
             path: self.path().to_owned(),
             source,
-        })
+        }
     }
 }
 
@@ -233,7 +336,7 @@ fn check_block(block: &Range<u64>, from: u64, count: u32) -> Result<(), Error> {
         .start
         .checked_add(u64::from(count))
         .is_some_and(|end| end <= block.end);
-    if block.start >= from && long_enough && block.end <= NUMBER_MAX {
+    if block.start >= from && long_enough && block.end - 1 <= NUMBER_MAX {
         return Ok(());
     }
     Err(Error::BadReservation {

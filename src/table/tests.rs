@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
+use std::sync::Arc;
 
 /// A registry's reservation, as far as the table sees it: blocks never overlap.
 struct Reservations(AtomicU64);
@@ -242,4 +243,560 @@ fn a_table_that_could_not_be_repaired_is_replaced() {
     assert!(!table.is_current());
     assert!(matches!(open(dir.path()).1, Opened::Rebuilt(_)));
     assert_eq!(open(dir.path()).1, Opened::Existing);
+}
+
+/// What a registry keeps of watermarks.
+#[derive(Default)]
+struct Store {
+    marks: std::collections::HashMap<Guid, (u32, u32)>,
+    broken: bool,
+}
+
+impl Watermarks for Store {
+    fn begin(&mut self, guid: &Guid, uidvalidity: u32, uid: u32) -> Result<u32, String> {
+        if self.broken {
+            return Err("no disk".to_owned());
+        }
+        match self.marks.get(guid) {
+            Some((validity, there)) if *validity == uidvalidity => Ok(*there),
+            _ => {
+                self.marks.insert(*guid, (uidvalidity, uid));
+                Ok(uid)
+            }
+        }
+    }
+
+    fn raise(&mut self, marks: &[(Guid, u32, u32)]) -> Result<(), String> {
+        if self.broken {
+            return Err("no disk".to_owned());
+        }
+        for (guid, uidvalidity, uid) in marks {
+            let mark = self.marks.entry(*guid).or_default();
+            *mark = (*uidvalidity, mark.1.max(*uid));
+        }
+        Ok(())
+    }
+}
+
+fn guid(number: u128) -> Guid {
+    number.to_be_bytes()
+}
+
+fn entry(uid: u32) -> Entry<'static> {
+    Entry {
+        uid,
+        namespace: b"foo",
+        number: u64::from(uid) + 100,
+        guid: b"0123456789abcdef0123456789abcdef",
+    }
+}
+
+struct Fixture {
+    dir: tempfile::TempDir,
+    table: Arc<Table>,
+    store: Store,
+}
+
+impl Fixture {
+    fn new() -> Fixture {
+        let dir = tempfile::tempdir().unwrap();
+        let table = Arc::new(open(dir.path()).0);
+        Fixture {
+            dir,
+            table,
+            store: Store::default(),
+        }
+    }
+
+    fn attach(&mut self, number: u128, last_uid: u32) -> Mailbox {
+        self.table
+            .attach(&guid(number), 7, b"INBOX", last_uid, &mut self.store)
+            .unwrap()
+            .0
+    }
+
+    /// Deletes the table, as a reboot does.
+    fn reboot(&mut self) {
+        fs::remove_file(self.dir.path().join(file::NAME)).unwrap();
+        self.table = Arc::new(open(self.dir.path()).0);
+    }
+}
+
+fn uids(mailbox: &Mailbox) -> Vec<u32> {
+    let mut all = Vec::new();
+    loop {
+        let page = mailbox.pending(all.last().copied().unwrap_or(0)).unwrap();
+        if page.is_empty() {
+            return all;
+        }
+        all.extend(page.iter().map(|entry| entry.uid));
+    }
+}
+
+#[test]
+fn a_mailbox_without_a_watermark_starts_with_all_that_it_holds_as_stable() {
+    let mut f = Fixture::new();
+    let mailbox = f.attach(1, 8);
+    assert_eq!(mailbox.watermark(), 8);
+    assert_eq!(f.store.marks[&guid(1)], (7, 8));
+    assert_eq!(f.attach(2, 0).watermark(), 0);
+    // An empty mailbox has a watermark too: what comes later is not stable by itself.
+    assert_eq!(f.attach(2, 5).watermark(), 0);
+    assert_eq!(f.table.mailboxes().unwrap().len(), 2);
+}
+
+#[test]
+fn a_watermark_is_durable_before_anyone_sees_it() {
+    let mut f = Fixture::new();
+    f.store.broken = true;
+    assert!(f.table.attach(&guid(1), 7, b"", 8, &mut f.store).is_err());
+    assert!(f.table.find(&guid(1)).unwrap().is_none());
+    f.store.broken = false;
+    let mailbox = f.attach(1, 8);
+    mailbox.pending_add(&[entry(9)]).unwrap();
+    f.store.broken = true;
+    let error = mailbox.advance(9, &mut f.store).unwrap_err().to_string();
+    assert!(error.contains("no disk"), "{error}");
+    assert_eq!(mailbox.watermark(), 8);
+    assert_eq!(uids(&mailbox), [9]);
+}
+
+#[test]
+fn after_a_reboot_the_watermark_is_the_one_exposed_last() {
+    let mut f = Fixture::new();
+    let mailbox = f.attach(1, 8);
+    mailbox
+        .pending_add(&[entry(9), entry(10), entry(11)])
+        .unwrap();
+    mailbox.advance(10, &mut f.store).unwrap();
+    f.reboot();
+    let (mailbox, tail) = f
+        .table
+        .attach(&guid(1), 7, b"INBOX", 11, &mut f.store)
+        .unwrap();
+    assert_eq!(mailbox.watermark(), 10);
+    assert_eq!(tail, Tail::MissingAbove(10));
+    mailbox.pending_add(&[entry(11)]).unwrap();
+    mailbox.filled(11).unwrap();
+    let (_, tail) = f
+        .table
+        .attach(&guid(1), 7, b"INBOX", 11, &mut f.store)
+        .unwrap();
+    assert_eq!(tail, Tail::Whole);
+    assert_eq!(uids(&mailbox), [11]);
+}
+
+#[test]
+fn an_advance_ends_what_is_pending_up_to_it() {
+    let mut f = Fixture::new();
+    let mailbox = f.attach(1, 8);
+    let entries: Vec<_> = (9..1009).map(entry).collect();
+    mailbox.pending_add(&entries).unwrap();
+    assert_eq!(uids(&mailbox), (9..1009).collect::<Vec<_>>());
+    assert_eq!(f.table.counts().pending, 1000);
+    assert_eq!(mailbox.oldest_pending().unwrap().unwrap().0, 9);
+    assert_eq!(
+        mailbox.advance(500, &mut f.store).unwrap(),
+        Advanced::From(8)
+    );
+    assert_eq!(uids(&mailbox), (501..1009).collect::<Vec<_>>());
+    assert_eq!(
+        mailbox.advance(1008, &mut f.store).unwrap(),
+        Advanced::From(500)
+    );
+    assert_eq!(f.table.counts().pending, 0);
+    assert_eq!(mailbox.oldest_pending().unwrap(), None);
+    let size = f.table.counts().size;
+    for round in 1..20 {
+        let entries: Vec<_> = (0..1000).map(|i| entry(round * 1009 + i)).collect();
+        mailbox.pending_add(&entries).unwrap();
+        mailbox.advance(round * 1009 + 999, &mut f.store).unwrap();
+    }
+    assert_eq!(f.table.counts().size, size, "blocks are used again");
+}
+
+#[test]
+fn a_watermark_never_goes_down_and_never_above_what_was_given() {
+    let mut f = Fixture::new();
+    let mailbox = f.attach(1, 8);
+    mailbox.pending_add(&[entry(9)]).unwrap();
+    assert_eq!(
+        mailbox.advance(3, &mut f.store).unwrap(),
+        Advanced::Already(8)
+    );
+    assert_eq!(
+        mailbox.advance(8, &mut f.store).unwrap(),
+        Advanced::Already(8)
+    );
+    let error = mailbox.advance(10, &mut f.store).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::NeverGiven {
+                uid: 10,
+                last_uid: 9,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert_eq!(mailbox.advance(9, &mut f.store).unwrap(), Advanced::From(8));
+    assert_eq!(f.store.marks[&guid(1)], (7, 9));
+}
+
+#[test]
+fn pending_entries_keep_guid_and_xid_and_order() {
+    let mut f = Fixture::new();
+    let mailbox = f.attach(1, 0);
+    let long = vec![b'g'; MESSAGE_GUID_MAX];
+    let entries = [
+        Entry {
+            uid: 5,
+            namespace: b"foo",
+            number: 1 << 41,
+            guid: &long,
+        },
+        Entry {
+            uid: 2,
+            namespace: b"bar",
+            number: 7,
+            guid: b"",
+        },
+        Entry {
+            uid: 9,
+            namespace: b"",
+            number: 0,
+            guid: b"x",
+        },
+        Entry {
+            uid: 5,
+            namespace: b"other",
+            number: 3,
+            guid: b"again",
+        },
+    ];
+    mailbox.pending_add(&entries).unwrap();
+    let pending = mailbox.pending(0).unwrap();
+    let got: Vec<_> = pending
+        .iter()
+        .map(|p| (p.uid, &p.namespace[..], p.number, &p.guid[..]))
+        .collect();
+    let expected: Vec<(u32, &[u8], u64, &[u8])> = vec![
+        (2, b"bar", 7, b""),
+        (5, b"foo", 1 << 41, &long),
+        (9, b"", 0, b"x"),
+    ];
+    assert_eq!(got, expected);
+    assert!(mailbox.pending_remove(5).unwrap());
+    assert!(!mailbox.pending_remove(5).unwrap());
+    assert!(mailbox.pending_remove(9).unwrap());
+    mailbox.pending_add(&[entry(10)]).unwrap();
+    assert_eq!(uids(&mailbox), [2, 10]);
+    let too_long = Entry {
+        guid: &[0; MESSAGE_GUID_MAX + 1],
+        ..entry(11)
+    };
+    assert!(matches!(
+        mailbox.pending_add(&[too_long]),
+        Err(Error::LongGuid { .. })
+    ));
+    mailbox.advance(2, &mut f.store).unwrap();
+    mailbox.pending_add(&[entry(1), entry(2)]).unwrap();
+    assert_eq!(uids(&mailbox), [10], "stable ones are not pending");
+}
+
+#[test]
+fn a_new_uidvalidity_begins_anew_and_an_old_one_is_refused() {
+    let mut f = Fixture::new();
+    let mailbox = f.attach(1, 8);
+    mailbox.pending_add(&[entry(9)]).unwrap();
+    let (again, tail) = f
+        .table
+        .attach(&guid(1), 8, b"INBOX", 3, &mut f.store)
+        .unwrap();
+    assert_eq!((again.watermark(), tail), (3, Tail::Whole));
+    assert_eq!(uids(&again), []);
+    let error = f
+        .table
+        .attach(&guid(1), 7, b"INBOX", 9, &mut f.store)
+        .err()
+        .unwrap();
+    assert!(
+        matches!(
+            error,
+            Error::OldUidvalidity {
+                given: 7,
+                current: 8,
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_held_mailbox_is_not_advanced_until_released_or_the_lease_ends() {
+    let mut f = Fixture::new();
+    let mailbox = f.attach(1, 8);
+    mailbox.pending_add(&[entry(9), entry(10)]).unwrap();
+    mailbox.hold(42, 600_000).unwrap();
+    let error = mailbox.advance(9, &mut f.store).unwrap_err();
+    assert!(matches!(error, Error::OnHold { owner: 42, .. }), "{error}");
+    assert!(matches!(
+        mailbox.hold(43, 1000),
+        Err(Error::Taken { owner: 42, .. })
+    ));
+    assert!(matches!(
+        mailbox.release(43),
+        Err(Error::Taken { owner: 42, .. })
+    ));
+    mailbox.release(42).unwrap();
+    mailbox.advance(9, &mut f.store).unwrap();
+    mailbox.hold(42, 1).unwrap();
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    while mailbox.info().unwrap().hold.is_some() {
+        assert!(std::time::Instant::now() < end, "the lease does not end");
+    }
+    mailbox.advance(10, &mut f.store).unwrap();
+    mailbox.hold(42, u64::MAX).unwrap();
+    mailbox.release(0).unwrap();
+}
+
+#[test]
+fn a_closed_gate_opens_by_hand_or_by_its_lease_and_wakes_who_waits() {
+    let mut f = Fixture::new();
+    let mailbox = f.attach(1, 8);
+    assert_eq!(mailbox.gate_closed(), None);
+    mailbox.close_gate(1, 600_000).unwrap();
+    assert!(mailbox.gate_closed().is_some());
+    assert!(matches!(
+        mailbox.close_gate(2, 1),
+        Err(Error::Taken { owner: 1, .. })
+    ));
+    let other = mailbox.clone();
+    let waiting = std::thread::spawn(move || other.wait_for_gate(Duration::from_secs(60)));
+    mailbox.open_gate(1).unwrap();
+    assert_eq!(waiting.join().unwrap(), Waited::Done);
+    mailbox.close_gate(1, 5).unwrap();
+    assert_eq!(mailbox.wait_for_gate(Duration::from_secs(60)), Waited::Done);
+    mailbox.close_gate(1, 600_000).unwrap();
+    assert_eq!(
+        mailbox.wait_for_gate(Duration::from_millis(1)),
+        Waited::TimedOut
+    );
+}
+
+#[test]
+fn a_wait_ends_by_an_advance_by_its_time_or_by_a_new_table() {
+    let mut f = Fixture::new();
+    let mailbox = f.attach(1, 8);
+    mailbox.pending_add(&[entry(9), entry(10)]).unwrap();
+    assert_eq!(mailbox.wait(8, Duration::ZERO).unwrap(), Waited::Done);
+    assert_eq!(
+        mailbox.wait(9, Duration::from_millis(2)).unwrap(),
+        Waited::TimedOut
+    );
+    let other = mailbox.clone();
+    let waiting = std::thread::spawn(move || other.wait(10, Duration::from_secs(60)).unwrap());
+    mailbox.advance(9, &mut f.store).unwrap();
+    mailbox.advance(10, &mut f.store).unwrap();
+    assert_eq!(waiting.join().unwrap(), Waited::Done);
+    let counts = f.table.counts();
+    assert_eq!((counts.waits >= 1, counts.timeouts), (true, 1));
+    assert_eq!(counts.wait_buckets.iter().sum::<u64>(), counts.waits);
+
+    let other = mailbox.clone();
+    let waiting = std::thread::spawn(move || other.wait(11, Duration::from_secs(60)).unwrap());
+    f.reboot();
+    assert_eq!(waiting.join().unwrap(), Waited::Replaced);
+}
+
+#[test]
+fn waits_under_way_are_seen() {
+    let mut f = Fixture::new();
+    let mailbox = f.attach(1, 8);
+    let ids: Vec<_> = (0..5).map(|i| mailbox.wait_begin(9 + i).unwrap()).collect();
+    assert_eq!(mailbox.info().unwrap().waiters, 5);
+    for id in [ids[2], ids[0], ids[4]] {
+        mailbox.wait_end(id, false).unwrap();
+    }
+    let info = mailbox.info().unwrap();
+    assert_eq!(info.waiters, 2);
+    assert!(info.oldest_wait_ms.is_some());
+    mailbox.wait_end(ids[2], false).unwrap();
+    assert_eq!(mailbox.info().unwrap().waiters, 2, "ended once only");
+    mailbox.wait_end(ids[1], true).unwrap();
+    mailbox.wait_end(ids[3], true).unwrap();
+    let info = mailbox.info().unwrap();
+    assert_eq!((info.waiters, info.oldest_wait_ms), (0, None));
+    assert_eq!(f.table.counts().timeouts, 2);
+}
+
+#[test]
+fn promises_count_as_everything_until_known_and_older_epochs_are_ignored() {
+    let mut f = Fixture::new();
+    let mailbox = f.attach(1, 8);
+    assert_eq!(mailbox.promised(), None);
+    mailbox.promise(12, 5).unwrap();
+    mailbox.promise(20, 4).unwrap();
+    assert_eq!(mailbox.promised(), Some(12));
+    mailbox.promise(9, 5).unwrap();
+    assert_eq!(
+        (mailbox.promised(), mailbox.info().unwrap().epoch),
+        (Some(9), 5)
+    );
+}
+
+#[test]
+fn names_follow_a_rename_and_their_blocks_are_used_again() {
+    let mut f = Fixture::new();
+    f.attach(1, 8);
+    let long = vec![b'n'; 20_000];
+    let mut size = 0;
+    for round in 0..100 {
+        for name in [b"a".as_slice(), &[b'b'; 300], &long] {
+            let (mailbox, _) = f.table.attach(&guid(1), 7, name, 8, &mut f.store).unwrap();
+            let shown = mailbox.info().unwrap().name;
+            assert_eq!(shown, name[..shown.len()]);
+            assert!(shown.len() == name.len() || shown.len() > 4096);
+        }
+        if round == 1 {
+            size = f.table.counts().size;
+        }
+    }
+    assert_eq!(f.table.counts().size, size);
+}
+
+#[test]
+fn a_table_grows_without_moving_what_is_mapped() {
+    let mut f = Fixture::new();
+    let first = f.attach(1, 8);
+    for number in 2..20_000 {
+        f.attach(number << 64 | number, number as u32);
+    }
+    assert!(f.table.counts().size > 2 << 20, "more than one mapping");
+    assert_eq!(first.watermark(), 8);
+    // Another process has only the file.
+    let other = Arc::new(open(f.dir.path()).0);
+    for number in [2_u128, 777, 19_999] {
+        let mailbox = other.find(&guid(number << 64 | number)).unwrap().unwrap();
+        assert_eq!(mailbox.watermark(), number as u32);
+    }
+    assert_eq!(other.mailboxes().unwrap().len(), 19_999);
+    first.pending_add(&[entry(9)]).unwrap();
+    let seen = other.find(&guid(1)).unwrap().unwrap();
+    seen.advance(9, &mut f.store).unwrap();
+    assert_eq!(first.watermark(), 9);
+}
+
+/// Runs `child` in a forked process, without destructors; returns whether it said true.
+fn in_child(child: impl FnOnce() -> bool) -> bool {
+    // SAFETY: the child runs only `child`, which takes no lock of the test harness, and exits.
+    match unsafe { libc::fork() } {
+        // SAFETY: ends the child.
+        0 => unsafe { libc::_exit(i32::from(!child())) },
+        pid => {
+            let mut status = 1;
+            // SAFETY: our own child, room for its status.
+            assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+            status == 0
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_is_an_error_and_no_signal() {
+    // A file-size limit stands for the full disk: both fail in the same call.
+    let mut f = Fixture::new();
+    let mailbox = f.attach(1, 8);
+    let refused = in_child(|| {
+        let limit = libc::rlimit {
+            rlim_cur: 40_000,
+            rlim_max: 40_000,
+        };
+        // SAFETY: only this child has the limit.
+        unsafe {
+            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+            libc::setrlimit(libc::RLIMIT_FSIZE, &limit);
+        }
+        let full = (9..5000).find_map(|uid| mailbox.pending_add(&[entry(uid)]).err());
+        matches!(
+            full,
+            Some(Error::Io {
+                what: "enlarge",
+                ..
+            })
+        )
+    });
+    assert!(refused, "the error was another, or a signal came");
+    let known = uids(&mailbox).len() as u32;
+    assert!(known > 100);
+    // There is room again.
+    mailbox.pending_add(&[entry(9 + known)]).unwrap();
+    mailbox.advance(9 + known, &mut f.store).unwrap();
+    assert_eq!(uids(&mailbox), []);
+}
+
+fn readable(waiter: &Waiter, ms: i32) -> bool {
+    use std::os::fd::AsRawFd;
+    let mut poll = libc::pollfd {
+        fd: waiter.fd().as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one valid entry.
+    unsafe { libc::poll(&mut poll, 1, ms) == 1 }
+}
+
+#[test]
+fn an_advance_makes_every_fifo_readable() {
+    let mut f = Fixture::new();
+    let mailbox = f.attach(1, 8);
+    mailbox
+        .pending_add(&[entry(9), entry(10), entry(11)])
+        .unwrap();
+    let waiters: Vec<_> = (0..3).map(|_| Waiter::open(&f.table).unwrap()).collect();
+    assert!(!readable(&waiters[0], 0));
+    mailbox.advance(9, &mut f.store).unwrap();
+    for waiter in &waiters {
+        assert!(readable(waiter, 20_000));
+        assert!(waiter.drain());
+        assert!(!readable(waiter, 0));
+    }
+    drop(waiters);
+    assert_eq!(f.table.waiting_processes(), 0);
+    mailbox.advance(10, &mut f.store).unwrap();
+    assert_eq!(
+        f.table.map.header().fifos.0.to_look(),
+        None,
+        "nobody is looked for any more"
+    );
+    let late = Waiter::open(&f.table).unwrap();
+    mailbox.advance(11, &mut f.store).unwrap();
+    assert!(readable(&late, 20_000));
+    f.reboot();
+    assert!(!late.drain(), "there is another table");
+}
+
+#[test]
+fn the_fifos_of_dead_processes_and_what_is_no_fifo_are_dealt_with() {
+    let mut f = Fixture::new();
+    let mailbox = f.attach(1, 8);
+    mailbox.pending_add(&[entry(9), entry(10)]).unwrap();
+    assert!(in_child(|| Waiter::open(&f.table)
+        .map(std::mem::forget)
+        .is_ok()));
+    assert_eq!(f.table.waiting_processes(), 1);
+    mailbox.advance(9, &mut f.store).unwrap();
+    assert_eq!(f.table.waiting_processes(), 0);
+
+    let waiter = Waiter::open(&f.table).unwrap();
+    let folder = f.dir.path().join("xid.waiters");
+    fs::write(folder.join("file"), "as it was").unwrap();
+    std::os::unix::fs::symlink(folder.join("file"), folder.join("link")).unwrap();
+    mailbox.advance(10, &mut f.store).unwrap();
+    assert!(readable(&waiter, 20_000));
+    assert_eq!(fs::read(folder.join("file")).unwrap(), b"as it was");
+    let mode = fs::metadata(&folder).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o700);
 }
