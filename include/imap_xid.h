@@ -37,6 +37,21 @@
 #define IMAP_XID_NAMESPACE_SIZE 64
 
 /**
+ * Who says that a UID is stable: nobody needs to, it is at once.
+ */
+#define IMAP_XID_UID_SOURCE_LOCAL 0
+
+/**
+ * Who says that a UID is stable: another program, through the table.
+ */
+#define IMAP_XID_UID_SOURCE_TABLE 1
+
+/**
+ * Who says that a UID is stable: the cluster daemon.
+ */
+#define IMAP_XID_UID_SOURCE_CLUSTER 2
+
+/**
  * What went wrong, as the negative value that the functions return. imap_xid_last_error() has
  * the words.
  */
@@ -87,6 +102,24 @@ typedef enum imap_xid_error {
 } imap_xid_error;
 
 /**
+ * A mailbox in a mail root. Ended by imap_xid_box_close(). Several threads may use it at once.
+ */
+typedef struct imap_xid_box imap_xid_box;
+
+/**
+ * XIDs being found again for the messages of one mailbox. Made by imap_xid_recovery_begin(),
+ * ended by imap_xid_recovery_free(). One thread at a time.
+ */
+typedef struct imap_xid_recovery imap_xid_recovery;
+
+/**
+ * A mail root: table, registry and journal of one folder. Ended by imap_xid_root_close(), which
+ * may come before the end of its mailboxes. Several threads may use it at once; it does not
+ * survive fork().
+ */
+typedef struct imap_xid_root imap_xid_root;
+
+/**
  * A parsed set of XIDs. Made by imap_xid_set_parse(), ended by imap_xid_set_free().
  */
 typedef struct imap_xid_set imap_xid_set;
@@ -115,6 +148,68 @@ typedef struct imap_xid {
      */
     uint64_t number;
 } imap_xid;
+
+/**
+ * What imap_xid_set_logger() takes: the level (0 information, 1 warning, 2 error), one line
+ * without a line break, valid during the call, and the caller's own pointer.
+ */
+typedef void (*imap_xid_log_fn)(int32_t level, const char *text, void *context);
+
+/**
+ * How to open a mail root. Zero what you do not set.
+ */
+typedef struct imap_xid_root_options {
+    /**
+     * The folder, NUL-terminated; made with mode 0700 if it is missing. On a local disk.
+     */
+    const char *dir;
+    /**
+     * This node's namespace, NUL-terminated.
+     */
+    const char *ns;
+    /**
+     * IMAP_XID_UID_SOURCE_LOCAL, _TABLE or _CLUSTER.
+     */
+    uint32_t uid_source;
+    /**
+     * Must be 0.
+     */
+    uint32_t flags;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+} imap_xid_root_options;
+
+/**
+ * One message: UID, XID and GUID.
+ */
+typedef struct imap_xid_entry {
+    /**
+     * The UID, not 0.
+     */
+    uint32_t uid;
+    /**
+     * The XID's namespace.
+     */
+    const char *ns;
+    /**
+     * Octets of the namespace.
+     */
+    size_t ns_len;
+    /**
+     * The XID's number.
+     */
+    uint64_t number;
+    /**
+     * The message GUID as the host writes it; NULL when not known. Cut to 255 octets.
+     */
+    const char *guid;
+    /**
+     * Octets of the GUID; 0 when not known.
+     */
+    size_t guid_len;
+} imap_xid_entry;
 
 #ifdef __cplusplus
 extern "C" {
@@ -275,6 +370,264 @@ int32_t imap_xid_state_mark(const struct imap_xid_state *state,
  * `state` is NULL or a state that is not used again.
  */
 void imap_xid_state_free(struct imap_xid_state *state);
+
+/**
+ * Says where lines for the administrator go that no error code carries, such as that a broken
+ * file was moved aside. For the whole process; NULL means standard error. The function is called
+ * on threads that are inside a call of this library, and must not call it.
+ *
+ * The caller promises:
+ * `logger` and `context` stay valid until they are replaced.
+ */
+void imap_xid_set_logger(imap_xid_log_fn logger,
+                         void *context);
+
+/**
+ * Opens a mail root: makes the folder if it is missing and maps the table. The registry is
+ * opened when it is first needed. A table that cannot be used is reported to the logger and done
+ * without.
+ *
+ * Returns 0 and the root in `*out`, or an error.
+ *
+ * The caller promises:
+ * `options` points to options whose texts are valid, `out` to room for a pointer.
+ */
+int32_t imap_xid_root_open(const struct imap_xid_root_options *options,
+                           struct imap_xid_root **out);
+
+/**
+ * Ends a root. NULL is fine. Its mailboxes stay usable until they are closed themselves.
+ *
+ * The caller promises:
+ * `root` is NULL or a root that is not used again.
+ */
+void imap_xid_root_close(struct imap_xid_root *root);
+
+/**
+ * Takes `count` consecutive numbers of this node's namespace, all above `above`, and stores the
+ * first. To be called while the mailbox's append lock is held, with the highest number that the
+ * mailbox ever had in this namespace, so that numbers ascend in the order in which messages
+ * become visible. Most calls make no system call; one in about 4096 numbers makes a reservation
+ * durable first (a few fsyncs). Numbers once taken are never taken again.
+ *
+ * Returns 0, or an error: then no message may be saved without its XID.
+ *
+ * The caller promises:
+ * `root` is a root, `first_out` points to room for a number.
+ */
+int32_t imap_xid_numbers_take(struct imap_xid_root *root,
+                              uint64_t above,
+                              uint32_t count,
+                              uint64_t *first_out);
+
+/**
+ * At least the highest number that this node has given out in its namespace, and nothing above
+ * what was reserved. A client that knows a higher one knows another mailbox (spec part 4,
+ * XIDRESET).
+ *
+ * Returns 0, or an error.
+ *
+ * The caller promises:
+ * `root` is a root, `highest_given_out` points to room for a number.
+ */
+int32_t imap_xid_counter(struct imap_xid_root *root, uint64_t *highest_given_out);
+
+/**
+ * A mailbox of a root. Cheap: opens no file. `name` is NUL-terminated and may be NULL when not
+ * known; uidvalidity may be 0 when not known. Recovery after the loss of an index that held the
+ * mailbox's GUID goes by the name.
+ *
+ * Returns 0 and the mailbox in `*out`, or an error.
+ *
+ * The caller promises:
+ * `root` is a root, `guid` points to 16 octets, `out` to room for a pointer.
+ */
+int32_t imap_xid_box_open(struct imap_xid_root *root,
+                          const uint8_t *guid,
+                          const char *name,
+                          uint32_t uidvalidity,
+                          struct imap_xid_box **out);
+
+/**
+ * Ends a mailbox. NULL is fine.
+ *
+ * The caller promises:
+ * `xbox` is NULL or a mailbox that is not used again.
+ */
+void imap_xid_box_close(struct imap_xid_box *xbox);
+
+/**
+ * Notes the XIDs of new messages: one write(2) to the journal, no fsync, no SQLite.
+ *
+ * Returns 0, or an error. The messages must be saved all the same: nothing is lost, since
+ * imap_xid_box_registered() will ask for them. Log it.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox, `entries` points to `n` entries whose texts are valid.
+ */
+int32_t imap_xid_box_note(struct imap_xid_box *xbox,
+                          const struct imap_xid_entry *entries,
+                          size_t n);
+
+/**
+ * Notes that messages were expunged: one write(2) to the journal. Without it their rows stay
+ * until the mailbox is registered anew, which costs space and time but is not wrong as long as
+ * answers are checked against the index.
+ *
+ * Returns 0, or an error that need not stop anything.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox, `uids` points to `n` UIDs.
+ */
+int32_t imap_xid_box_forget(struct imap_xid_box *xbox, const uint32_t *uids, size_t n);
+
+/**
+ * Notes that a mailbox was renamed: one write(2) to the journal. `name` is NUL-terminated.
+ *
+ * Returns 0, or an error; the new name is then learned at the next imap_xid_box_registered().
+ *
+ * The caller promises:
+ * `root` is a root, `guid` points to 16 octets.
+ */
+int32_t imap_xid_root_renamed(struct imap_xid_root *root,
+                              const uint8_t *guid,
+                              const char *name);
+
+/**
+ * Notes that a mailbox was deleted with its messages: one write(2) to the journal. Their XIDs
+ * are then not found again when a mailbox of the same name is made.
+ *
+ * Returns 0, or an error that need not stop anything.
+ *
+ * The caller promises:
+ * `root` is a root, `guid` points to 16 octets.
+ */
+int32_t imap_xid_root_deleted(struct imap_xid_root *root, const uint8_t *guid);
+
+/**
+ * Asks which messages the registry may not know: stores the first such UID, or `next_uid` when
+ * it knows all below. Takes the journal in. To be called before a look-up, and followed by
+ * imap_xid_box_register() when something is missing. 1 means that the registry knows nothing for
+ * sure (it is new, or the UIDVALIDITY has changed): then register with replace_all.
+ *
+ * Returns 0, or an error.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox, `first_missing_uid_out` points to room for a UID.
+ */
+int32_t imap_xid_box_registered(struct imap_xid_box *xbox,
+                                uint32_t next_uid,
+                                uint32_t *first_missing_uid_out);
+
+/**
+ * Makes the registry know what the index says. `entries` ascend by UID and are all messages that
+ * the index has from the UID that imap_xid_box_registered() stored last up to covers_below_uid
+ * (exclusive), with the XIDs they have there; or, with `replace_all` not 0, all messages of the
+ * mailbox below covers_below_uid, where everything else that the registry says of the mailbox is
+ * removed. An entry without a GUID keeps the GUID that the registry has for that XID.
+ *
+ * Written in transactions of 10,000 messages; stopped in between, the registry knows how far it
+ * got.
+ *
+ * Returns 0, or an error.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox, `entries` points to `n` entries whose texts are valid.
+ */
+int32_t imap_xid_box_register(struct imap_xid_box *xbox,
+                              const struct imap_xid_entry *entries,
+                              size_t n,
+                              uint32_t covers_below_uid,
+                              uint32_t replace_all);
+
+/**
+ * The UID of an XID in the mailbox, as far as the registry knows: check that the index has this
+ * XID there. A wrong answer means that the rows are stale: register with replace_all and ask
+ * again.
+ *
+ * Returns 1 and stores the UID, 0 when the XID is not known, or an error. After
+ * IMAP_XID_ERR_BROKEN begin again with imap_xid_box_registered().
+ *
+ * The caller promises:
+ * `xbox` is a mailbox, `x` points to an XID, `uid_out` to room for a UID.
+ */
+int32_t imap_xid_box_lookup(struct imap_xid_box *xbox,
+                            const struct imap_xid *x,
+                            uint32_t *uid_out);
+
+/**
+ * What is new to a client with a plain state: the UIDs, ascending, of the messages whose number
+ * is above the state's for their namespace. The state's mark plays no part. Check the UIDs
+ * against the index; messages that were expunged may be among them.
+ *
+ * Returns 0 and a new array of `*n_out` UIDs in `*uids_out`, to be ended with
+ * imap_xid_uids_free(), or an error. After IMAP_XID_ERR_BROKEN begin again with
+ * imap_xid_box_registered().
+ *
+ * The caller promises:
+ * `xbox` is a mailbox, `state` a state, `uids_out` and `n_out` point to room for their values.
+ */
+int32_t imap_xid_box_news(struct imap_xid_box *xbox,
+                          const struct imap_xid_state *state,
+                          uint32_t **uids_out,
+                          size_t *n_out);
+
+/**
+ * Ends an array of UIDs. NULL is fine.
+ *
+ * The caller promises:
+ * `uids` is NULL or an array that this library gave with this `n`, and is not used again.
+ */
+void imap_xid_uids_free(uint32_t *uids, size_t n);
+
+/**
+ * Begins to find XIDs again for messages of the mailbox that have none: their index was lost, or
+ * they came without the plug-in.
+ *
+ * Returns 1 and the recovery in `*out`; or 0, and NULL there, when the registry knows nothing
+ * that could apply, so that no GUID need be read; or an error.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox, `out` points to room for a pointer.
+ */
+int32_t imap_xid_recovery_begin(struct imap_xid_box *xbox,
+                                struct imap_xid_recovery **out);
+
+/**
+ * Says that a message of the mailbox has this XID already, so that it is not given to another.
+ * Or look each XID that imap_xid_recovery_take() gives up in the index, and take once more when
+ * it is there: what was taken is not given again.
+ *
+ * Returns 0, or an error.
+ *
+ * The caller promises:
+ * `recovery` is a recovery, `x` points to an XID.
+ */
+int32_t imap_xid_recovery_exclude(struct imap_xid_recovery *recovery,
+                                  const struct imap_xid *x);
+
+/**
+ * The XID of the message with this GUID. To be called in UID order: of copies that share a GUID
+ * the first gets the XID of the first.
+ *
+ * Returns 1 and the XID in `*out`, which borrows from the recovery until it is freed; or 0 when
+ * there is none (left); or an error. After IMAP_XID_ERR_BROKEN begin again.
+ *
+ * The caller promises:
+ * `recovery` is a recovery, `guid` points to `guid_len` octets, `out` to room for an XID.
+ */
+int32_t imap_xid_recovery_take(struct imap_xid_recovery *recovery,
+                               const char *guid,
+                               size_t guid_len,
+                               struct imap_xid *out);
+
+/**
+ * Ends a recovery. NULL is fine.
+ *
+ * The caller promises:
+ * `recovery` is NULL or a recovery that is not used again.
+ */
+void imap_xid_recovery_free(struct imap_xid_recovery *recovery);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -9,6 +9,7 @@
 
 pub mod cluster;
 pub mod ffi;
+pub mod log;
 pub mod registry;
 pub mod table;
 pub mod uid;

@@ -7,10 +7,12 @@
 //! programmers and their type names are C's.
 
 mod boundary;
+mod registry;
 mod xid;
 
 #[cfg(feature = "dovecot")]
 mod dovecot;
 
 pub use boundary::*;
+pub use registry::*;
 pub use xid::*;

@@ -1,0 +1,118 @@
+//! XIDs found again by message GUID, after a mailbox lost its index.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::db::{Db, signed};
+use super::error::Error;
+use super::{Mailbox, Registry, rows};
+use crate::xid::{NUMBER_MAX, Xid};
+
+const CANDIDATES: &str = "SELECT m.ns, n.name, m.number FROM messages m, namespaces n \
+    WHERE m.guid = ?1 AND m.box = ?2 AND n.id = m.ns ORDER BY m.uid";
+
+/// One mailbox being recovered: an XID that it gave is not given again.
+///
+/// Candidates are the rows of the same mailbox GUID first, then those of mailboxes that were last
+/// seen under the same name, the newest first; of several messages with one GUID (copies) in UID
+/// order.
+pub struct Recovery {
+    registry: Arc<Registry>,
+    /// Ids are of one opening of the registry.
+    opening: u64,
+    candidates: Vec<i64>,
+    used: HashSet<(i64, u64)>,
+    /// What the XIDs that were given borrow from; entries never go away.
+    names: HashMap<i64, Box<str>>,
+}
+
+impl Recovery {
+    /// `None` when the registry knows nothing that could be the mailbox's.
+    pub(super) fn begin(
+        registry: Arc<Registry>,
+        db: &Db,
+        opening: u64,
+        mailbox: &Mailbox,
+    ) -> Result<Option<Self>, Error> {
+        let mut candidates = Vec::new();
+        candidates.extend(rows::find_box(db, &mailbox.guid)?.map(|row| row.id));
+        candidates.extend(rows::namesakes(db, mailbox)?);
+        let mut filled = Vec::new();
+        for id in candidates {
+            let any = db.one(
+                "SELECT 1 FROM messages WHERE box = ?1 LIMIT 1",
+                [id],
+                |_| Ok(()),
+            )?;
+            filled.extend(any.map(|()| id));
+        }
+        Ok((!filled.is_empty()).then(|| Recovery {
+            registry,
+            opening,
+            candidates: filled,
+            used: HashSet::new(),
+            names: HashMap::new(),
+        }))
+    }
+
+    /// Notes that a message of the mailbox has this XID, so that it is not given to another.
+    pub fn exclude(&mut self, xid: Xid<'_>) -> Result<(), Error> {
+        let id = self.registry.with_opening(self.opening, |db| {
+            db.one(
+                "SELECT id FROM namespaces WHERE name = ?1",
+                [xid.namespace()],
+                |row| row.get(0),
+            )
+        })?;
+        // What the registry never heard of, it will not give.
+        if let Some(id) = id {
+            self.used.insert((id, xid.number()));
+        }
+        Ok(())
+    }
+
+    /// The XID of the message with this GUID, if one is left. It borrows from the recovery.
+    pub fn take(&mut self, guid: &[u8]) -> Result<Option<Xid<'_>>, Error> {
+        if guid.is_empty() {
+            return Ok(None);
+        }
+        let found = self.registry.with_opening(self.opening, |db| {
+            for &id in &self.candidates {
+                if let Some(found) = self.first_unused(db, guid, id)? {
+                    return Ok(Some(found));
+                }
+            }
+            Ok(None)
+        })?;
+        let Some((ns, name, number)) = found else {
+            return Ok(None);
+        };
+        self.used.insert((ns, number));
+        let name = self.names.entry(ns).or_insert_with(|| name.into());
+        // A name or number outside the grammar was not written by us; the message gets a new XID.
+        Ok(Xid::new(name.as_bytes(), number).ok())
+    }
+
+    fn first_unused(
+        &self,
+        db: &Db,
+        guid: &[u8],
+        mailbox: i64,
+    ) -> Result<Option<(i64, String, u64)>, Error> {
+        let mut found = None;
+        db.each(CANDIDATES, (guid, mailbox), |row| {
+            let (ns, number): (i64, i64) = (row.get(0)?, row.get(2)?);
+            let number = u64::try_from(number).unwrap_or(NUMBER_MAX);
+            if found.is_none() && !self.used.contains(&(ns, number)) {
+                found = Some((ns, row.get(1)?, number));
+            }
+            Ok(())
+        })?;
+        debug_assert!(
+            found
+                .as_ref()
+                .is_none_or(|f: &(i64, String, u64)| signed(f.2) >= 0)
+        );
+        Ok(found)
+    }
+}
