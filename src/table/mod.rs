@@ -22,7 +22,7 @@ mod words;
 
 /// The atomics of [`words`]: the machine's own.
 mod atomic {
-    pub use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+    pub use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 }
 
 use std::io;

@@ -9,7 +9,7 @@
 //! This file names its atomics through `super::atomic`, so that the tests can put it, unchanged,
 //! under a module where those are loom's and every interleaving is tried (tests/loom.rs).
 
-use super::atomic::{AtomicU32, AtomicU64, Ordering};
+use super::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// The largest number an XID can have: it must fit a signed 64-bit integer (spec part 1).
 pub const NUMBER_MAX: u64 = i64::MAX as u64;
@@ -79,9 +79,9 @@ impl Numbers {
 /// A mailbox's watermark and what wakes those who wait for it to rise.
 ///
 /// A waiter counts itself in, reads `seq`, looks at what it waits for, and sleeps on `seq`. Who
-/// changes something stores it, then bumps `seq`, then looks for sleepers. Both sides are
-/// sequentially consistent between their two words, so that either the waiter sees the change or
-/// the changer sees the waiter.
+/// changes something stores it, then bumps `seq`, then looks for sleepers. Both sides have a
+/// sequentially consistent fence between their write and their read, so that either the waiter
+/// sees the change or the changer sees the waiter.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Mark {
@@ -109,23 +109,25 @@ impl Mark {
 
     /// Says that something was changed; returns whether anyone may sleep on [`Mark::futex`].
     pub fn changed(&self) -> bool {
-        self.seq.fetch_add(1, Ordering::SeqCst);
-        self.sleepers.load(Ordering::SeqCst) != 0
+        self.seq.fetch_add(1, Ordering::AcqRel);
+        fence(Ordering::SeqCst);
+        self.sleepers.load(Ordering::Acquire) != 0
     }
 
     /// Counts the caller in as a sleeper. Pair with [`Mark::leave`].
     pub fn enter(&self) {
-        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        self.sleepers.fetch_add(1, Ordering::AcqRel);
+        fence(Ordering::SeqCst);
     }
 
     /// The value to hand to the futex wait; read it before looking at what is waited for.
     pub fn ticket(&self) -> u32 {
-        self.seq.load(Ordering::SeqCst)
+        self.seq.load(Ordering::Acquire)
     }
 
     /// Counts the caller out.
     pub fn leave(&self) {
-        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        self.sleepers.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// The word to sleep on.
@@ -138,8 +140,9 @@ impl Mark {
 /// a kill, and correcting it would race with a newcomer.
 ///
 /// Who opens a FIFO makes it visible in the folder, then raises `opened`, then looks at the
-/// watermark. Who advances stores the watermark, then compares the two words; when a look through
-/// the folder found nobody, `idle_at` becomes what `opened` was before the look.
+/// watermark. Who advances stores the watermark, then compares the two words (fences as for
+/// [`Mark`]); when a look through the folder found nobody, `idle_at` becomes what `opened` was
+/// before the look.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Fifos {
@@ -153,18 +156,20 @@ pub struct Fifos {
 impl Fifos {
     /// Says that a FIFO is in place.
     pub fn arrived(&self) {
-        self.opened.fetch_add(1, Ordering::SeqCst);
+        self.opened.fetch_add(1, Ordering::AcqRel);
+        fence(Ordering::SeqCst);
     }
 
     /// What to remember of a look through the folder that must be made; `None` when nobody came
     /// since one that found nobody.
     pub fn to_look(&self) -> Option<u64> {
-        let opened = self.opened.load(Ordering::SeqCst);
-        (opened != self.idle_at.load(Ordering::SeqCst)).then_some(opened)
+        fence(Ordering::SeqCst);
+        let opened = self.opened.load(Ordering::Acquire);
+        (opened != self.idle_at.load(Ordering::Acquire)).then_some(opened)
     }
 
     /// The look that [`Fifos::to_look`] asked for found nobody.
     pub fn found_nobody(&self, at: u64) {
-        self.idle_at.store(at, Ordering::SeqCst);
+        self.idle_at.store(at, Ordering::Release);
     }
 }
