@@ -1,18 +1,248 @@
-/* The plug-in's life. One file serves every Dovecot process; doveadm loads it
-   twice under two names (see src/ffi/dovecot.rs), hence the count. */
-#include "lib.h"
+/* The plug-in's life, and which users and mailboxes have XIDs. One file
+   serves every Dovecot process; doveadm loads it twice under two names (see
+   src/ffi/dovecot.rs), hence the count. */
 #include "xid-plugin.h"
+#include "ioloop.h"
+#include "module-dir.h"
+#include "mail-namespace.h"
+#include "mailbox-list-private.h"
+#include "mail-storage-hooks.h"
+
+/* A mail root that could not be opened is tried again after this time: often
+   enough to heal by itself, seldom enough for the log. */
+#define XID_ROOT_RETRY_SECS 10
+
+#define XID_USER_CONTEXT(obj) MODULE_CONTEXT(obj, xid_user_module)
+#define XID_MAILBOX_CONTEXT(obj) MODULE_CONTEXT(obj, xid_mailbox_module)
 
 void xid_shim_init(struct module *module);
 void xid_shim_deinit(void);
 
+static MODULE_CONTEXT_DEFINE_INIT(xid_user_module, &mail_user_module_register);
+static MODULE_CONTEXT_DEFINE_INIT(xid_mailbox_module,
+				  &mail_storage_module_register);
+
 static unsigned int xid_refcount = 0;
+static ARRAY(xid_user_hook_t *) xid_user_hooks;
+static ARRAY(xid_mailbox_hook_t *) xid_mailbox_hooks;
+
+void xid_user_hook_add(xid_user_hook_t *hook)
+{
+	array_push_back(&xid_user_hooks, &hook);
+}
+
+void xid_mailbox_hook_add(xid_mailbox_hook_t *hook)
+{
+	array_push_back(&xid_mailbox_hooks, &hook);
+}
+
+struct xid_user *xid_user_get(struct mail_user *user)
+{
+	return XID_USER_CONTEXT(user);
+}
+
+struct xid_mailbox *xid_mailbox_get(struct mailbox *box)
+{
+	struct xid_mailbox *xbox = XID_MAILBOX_CONTEXT(box);
+
+	if (xbox == NULL || xbox->disabled)
+		return NULL;
+	return xbox;
+}
+
+/*
+ * Mail roots
+ */
+
+static const char *xid_root_dir(struct xid_user *xuser, struct mailbox *box)
+{
+	struct mail_namespace *ns = mailbox_get_namespace(box);
+	const char *dir;
+
+	/* Two users of one mailbox must find the same table. The setting may
+	   hold the user's name, so it stands for what is the user's own;
+	   what another user shares has the folder that his setting says. */
+	if (ns->type == MAIL_NAMESPACE_TYPE_PRIVATE && xuser->set.dir != NULL)
+		return xuser->set.dir;
+	if (ns->type == MAIL_NAMESPACE_TYPE_SHARED && ns->owner != NULL &&
+	    xuser->set.dir != NULL) {
+		dir = mail_user_plugin_getenv(ns->owner, "xid_dir");
+		if (dir != NULL && *dir != '\0')
+			return mail_user_home_expand(ns->owner, dir);
+	}
+	if (!mailbox_list_get_root_path(box->list, MAILBOX_LIST_PATH_TYPE_INDEX,
+					&dir) || *dir == '\0')
+		return NULL;
+	return dir;
+}
+
+static struct xid_root *
+xid_root_get(struct xid_user *xuser, struct mailbox *box)
+{
+	const char *dir = xid_root_dir(xuser, box);
+	struct xid_root *root;
+
+	if (dir == NULL)
+		return NULL;
+	for (root = xuser->roots; root != NULL; root = root->next) {
+		if (strcmp(root->dir, dir) == 0)
+			return root;
+	}
+	root = p_new(xuser->user->pool, struct xid_root, 1);
+	root->dir = p_strdup(xuser->user->pool, dir);
+	root->next = xuser->roots;
+	xuser->roots = root;
+	return root;
+}
+
+imap_xid_root *xid_root_open(struct xid_mailbox *xbox)
+{
+	struct xid_root *root = xbox->root;
+	struct imap_xid_root_options options;
+
+	if (root->core != NULL)
+		return root->core;
+	if (root->failed_at != 0 &&
+	    ioloop_time - root->failed_at < XID_ROOT_RETRY_SECS)
+		return NULL;
+
+	i_zero(&options);
+	options.dir = root->dir;
+	options.ns = xbox->xuser->set.namespace;
+	options.uid_source = xbox->xuser->set.uid_source;
+	if (imap_xid_root_open(&options, &root->core) < 0) {
+		root->core = NULL;
+		root->failed_at = ioloop_time;
+		xid_mailbox_log_error(xbox, "new messages get their XIDs later");
+		return NULL;
+	}
+	root->failed_at = 0;
+	return root->core;
+}
+
+void xid_mailbox_log_error(struct xid_mailbox *xbox, const char *what)
+{
+	e_error(xbox->xuser->user->event, "xid: %s: %s: %s: %s",
+		xbox->xuser->user->username, mailbox_get_vname(xbox->box),
+		what, imap_xid_last_error());
+}
+
+/*
+ * Users
+ */
+
+static void xid_mail_user_deinit(struct mail_user *user)
+{
+	struct xid_user *xuser = XID_USER_CONTEXT(user);
+	struct xid_root *root;
+
+	i_assert(xuser != NULL);
+	/* frees the mailboxes, which use the roots */
+	xuser->module_ctx.super.deinit(user);
+	for (root = xuser->roots; root != NULL; root = root->next) {
+		imap_xid_root_close(root->core);
+		root->core = NULL;
+	}
+}
+
+static void xid_mail_user_created(struct mail_user *user)
+{
+	struct mail_user_vfuncs *v = user->vlast;
+	struct xid_user *xuser;
+	struct xid_settings set;
+	xid_user_hook_t *hook;
+	const char *error;
+
+	/* Made by the host for its own ends (a delivery's input, the owner of
+	   a shared mailbox): never the one that reads or gets the mail. */
+	if (user->autocreated)
+		return;
+	if (!xid_settings_read(user, user->pool, &set, &error)) {
+		e_error(user->event, "xid: %s: plug-in is off for this user: "
+			"%s", user->username, error);
+		return;
+	}
+	xuser = p_new(user->pool, struct xid_user, 1);
+	xuser->module_ctx.super = *v;
+	user->vlast = &xuser->module_ctx.super;
+	xuser->user = user;
+	xuser->set = set;
+	v->deinit = xid_mail_user_deinit;
+	MODULE_CONTEXT_SET(user, xid_user_module, xuser);
+
+	array_foreach_elem(&xid_user_hooks, hook)
+		hook(xuser, v);
+}
+
+/*
+ * Mailboxes
+ */
+
+/* Storages whose messages are another server's or another mailbox's, or that
+   only stand in for something. */
+static bool xid_storage_is_foreign(const struct mail_storage *storage)
+{
+	static const char *const foreign[] = {
+		"virtual", "raw", "shared", "fail", "imapc", "pop3c", NULL
+	};
+
+	return str_array_find(foreign, storage->name);
+}
+
+static void xid_mailbox_allocated(struct mailbox *box)
+{
+	struct xid_user *xuser = XID_USER_CONTEXT(box->storage->user);
+	struct mailbox_vfuncs *v = box->vlast;
+	struct xid_mailbox *xbox;
+	struct xid_root *root;
+	xid_mailbox_hook_t *hook;
+
+	if (xuser == NULL || xid_storage_is_foreign(box->storage))
+		return;
+	root = xid_root_get(xuser, box);
+	if (root == NULL)
+		return;
+	xbox = p_new(box->pool, struct xid_mailbox, 1);
+	xbox->module_ctx.super = *v;
+	box->vlast = &xbox->module_ctx.super;
+	xbox->box = box;
+	xbox->xuser = xuser;
+	xbox->root = root;
+	MODULE_CONTEXT_SET(box, xid_mailbox_module, xbox);
+
+	xid_storage_mailbox_allocated(xbox, v);
+	array_foreach_elem(&xid_mailbox_hooks, hook)
+		hook(xbox, v);
+}
+
+static void xid_mailbox_opened(struct mailbox *box)
+{
+	struct xid_mailbox *xbox = XID_MAILBOX_CONTEXT(box);
+
+	if (xbox != NULL)
+		xid_storage_mailbox_opened(xbox);
+}
+
+static struct mail_storage_hooks xid_hooks = {
+	.mail_user_created = xid_mail_user_created,
+	.mailbox_allocated = xid_mailbox_allocated,
+	.mailbox_opened = xid_mailbox_opened,
+};
+
+/*
+ * Life
+ */
 
 void xid_shim_init(struct module *module)
 {
 	if (xid_refcount++ > 0)
 		return;
-	xid_storage_init(module);
+	i_array_init(&xid_user_hooks, 4);
+	i_array_init(&xid_mailbox_hooks, 4);
+	/* Forced only in so far as doveadm may load the file under another
+	   name than the one that mail_plugins lists; xid_mail_user_created()
+	   sees to it that the user wants the plug-in. */
+	mail_storage_hooks_add(module, &xid_hooks);
 	xid_imap_init(module);
 }
 
@@ -22,5 +252,7 @@ void xid_shim_deinit(void)
 	if (--xid_refcount > 0)
 		return;
 	xid_imap_deinit();
-	xid_storage_deinit();
+	mail_storage_hooks_remove(&xid_hooks);
+	array_free(&xid_user_hooks);
+	array_free(&xid_mailbox_hooks);
 }
