@@ -17,6 +17,8 @@
 
 void xid_shim_init(struct module *module);
 void xid_shim_deinit(void);
+void xid_shim_doveadm_init(struct module *module);
+void xid_shim_doveadm_deinit(void);
 
 static MODULE_CONTEXT_DEFINE_INIT(xid_user_module, &mail_user_module_register);
 static MODULE_CONTEXT_DEFINE_INIT(xid_mailbox_module,
@@ -48,6 +50,11 @@ struct xid_mailbox *xid_mailbox_get(struct mailbox *box)
 	if (xbox == NULL || xbox->disabled)
 		return NULL;
 	return xbox;
+}
+
+struct xid_mailbox *xid_mailbox_context(struct mailbox *box)
+{
+	return MODULE_CONTEXT_REQUIRE(box, xid_mailbox_module);
 }
 
 /*
@@ -233,26 +240,47 @@ static struct mail_storage_hooks xid_hooks = {
  * Life
  */
 
-void xid_shim_init(struct module *module)
+static void xid_common_init(struct module *module)
 {
 	if (xid_refcount++ > 0)
 		return;
 	i_array_init(&xid_user_hooks, 4);
 	i_array_init(&xid_mailbox_hooks, 4);
-	/* Forced only in so far as doveadm may load the file under another
-	   name than the one that mail_plugins lists; xid_mail_user_created()
-	   sees to it that the user wants the plug-in. */
-	mail_storage_hooks_add(module, &xid_hooks);
 	xid_imap_init(module);
 }
 
-void xid_shim_deinit(void)
+static void xid_common_deinit(void)
 {
 	i_assert(xid_refcount > 0);
 	if (--xid_refcount > 0)
 		return;
 	xid_imap_deinit();
-	mail_storage_hooks_remove(&xid_hooks);
 	array_free(&xid_user_hooks);
 	array_free(&xid_mailbox_hooks);
+}
+
+/* As the mail plug-in that mail_plugins names. */
+void xid_shim_init(struct module *module)
+{
+	xid_common_init(module);
+	mail_storage_hooks_add(module, &xid_hooks);
+}
+
+void xid_shim_deinit(void)
+{
+	mail_storage_hooks_remove(&xid_hooks);
+	xid_common_deinit();
+}
+
+/* As doveadm's own plug-in: for the search key alone, which doveadm parses
+   before it knows the user's mail_plugins. The users' hooks come with the
+   mail plug-in; they carry its name. */
+void xid_shim_doveadm_init(struct module *module)
+{
+	xid_common_init(module);
+}
+
+void xid_shim_doveadm_deinit(void)
+{
+	xid_common_deinit();
 }

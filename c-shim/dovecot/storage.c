@@ -1,13 +1,433 @@
-/* XIDs are given to messages. */
-#include "lib.h"
-#include "module-dir.h"
-#include "xid-plugin.h"
+/* Every message that is saved gets its XID in its own index transaction. */
+#include "xid-index.h"
+#include "guid.h"
+#include "mail-index-private.h"
+#include "mail-index-transaction-private.h"
+#include "maildir-storage.h"
+#include "maildir-uidlist.h"
+#include "maildir-filename.h"
 
-void xid_storage_init(struct module *module)
+#define XID_TRANSACTION_CONTEXT(obj) \
+	MODULE_CONTEXT(obj, xid_transaction_module)
+
+/* What is known of a message that is being saved. */
+struct xid_saved_mail {
+	/* its sequence in the index transaction */
+	uint32_t seq;
+	/* NULL = not known here */
+	const char *guid;
+	/* number 0 = it gets a new one */
+	struct xid_record keep;
+};
+
+struct xid_transaction {
+	union mailbox_transaction_module_context module_ctx;
+	pool_t pool;
+	/* by seq; only where the storage does not tell at commit */
+	ARRAY(struct xid_saved_mail) mails;
+};
+
+/* A message of the transaction that is being committed. */
+struct xid_append {
+	uint32_t seq, uid;
+};
+ARRAY_DEFINE_TYPE(xid_append, struct xid_append);
+
+static MODULE_CONTEXT_DEFINE_INIT(xid_transaction_module,
+				  &mail_storage_module_register);
+
+/* sdbox and mdbox write the GUID into the message's metadata, where it is not
+   cheap to read back. */
+static bool xid_storage_is_dbox(const struct mailbox *box)
 {
-	i_debug("xid: loaded as %s", module->name);
+	const char *name = box->storage->name;
+
+	return strcmp(name, "sdbox") == 0 || strcmp(name, "mdbox") == 0 ||
+		strcmp(name, "dbox") == 0;
 }
 
-void xid_storage_deinit(void)
+static bool xid_storage_is_maildir(const struct mailbox *box)
 {
+	return strcmp(box->storage->name, MAILDIR_STORAGE_NAME) == 0;
+}
+
+/*
+ * While messages are saved
+ */
+
+static struct xid_saved_mail *
+xid_saved_mail_get(struct mailbox_transaction_context *t, uint32_t seq)
+{
+	struct xid_transaction *xt = XID_TRANSACTION_CONTEXT(t);
+	struct xid_saved_mail *mail;
+	pool_t pool;
+
+	if (xt == NULL) {
+		pool = pool_alloconly_create("xid transaction", 1024);
+		xt = p_new(pool, struct xid_transaction, 1);
+		xt->pool = pool;
+		p_array_init(&xt->mails, pool, 8);
+		MODULE_CONTEXT_SET(t, xid_transaction_module, xt);
+	}
+	if (array_count(&xt->mails) > 0) {
+		mail = array_back_modifiable(&xt->mails);
+		if (mail->seq == seq)
+			return mail;
+	}
+	mail = array_append_space(&xt->mails);
+	mail->seq = seq;
+	return mail;
+}
+
+/* A save that failed gives its sequence to the next one: forget it. */
+static void xid_saved_mail_begin(struct mailbox_transaction_context *t)
+{
+	struct xid_transaction *xt = XID_TRANSACTION_CONTEXT(t);
+	const struct xid_saved_mail *mail;
+
+	while (xt != NULL && array_count(&xt->mails) > 0) {
+		mail = array_back(&xt->mails);
+		if (mail->seq <= t->itrans->last_new_seq)
+			break;
+		array_pop_back(&xt->mails);
+	}
+}
+
+static void xid_transaction_free(struct mailbox_transaction_context *t)
+{
+	struct xid_transaction *xt = XID_TRANSACTION_CONTEXT(t);
+
+	if (xt == NULL)
+		return;
+	MODULE_CONTEXT_UNSET(t, xid_transaction_module);
+	pool_unref(&xt->pool);
+}
+
+/* The message that was put last into the transaction; guid NULL = leave it. */
+static struct xid_saved_mail *
+xid_saved_mail_last(struct mailbox_transaction_context *t, const char *guid)
+{
+	struct xid_saved_mail *mail =
+		xid_saved_mail_get(t, t->itrans->last_new_seq);
+	struct xid_transaction *xt = XID_TRANSACTION_CONTEXT(t);
+
+	if (guid != NULL)
+		mail->guid = p_strdup(xt->pool, guid);
+	return mail;
+}
+
+static int xid_saved_mail_seq_cmp(const uint32_t *seq,
+				  const struct xid_saved_mail *mail)
+{
+	return *seq < mail->seq ? -1 : (*seq > mail->seq ? 1 : 0);
+}
+
+static struct mailbox_transaction_context *
+xid_transaction_begin(struct mailbox *box,
+		      enum mailbox_transaction_flags flags, const char *reason)
+{
+	struct xid_mailbox *xbox = xid_mailbox_context(box);
+
+	if (!xbox->disabled &&
+	    (flags & MAILBOX_TRANSACTION_FLAG_EXTERNAL) != 0) {
+		/* maildir otherwise leaves the UID, and with it the XID, to
+		   whoever looks next */
+		flags |= MAILBOX_TRANSACTION_FLAG_ASSIGN_UIDS;
+		/* what was there before comes before what is saved now */
+		xid_mailbox_prepare_save(xbox);
+	}
+	return xbox->module_ctx.super.transaction_begin(box, flags, reason);
+}
+
+static int xid_save_begin(struct mail_save_context *ctx, struct istream *input)
+{
+	struct mailbox *box = ctx->transaction->box;
+	struct xid_mailbox *xbox = xid_mailbox_context(box);
+	bool dbox = !xbox->disabled && xid_storage_is_dbox(box);
+	guid_128_t guid;
+
+	xid_saved_mail_begin(ctx->transaction);
+	/* The storage would make one up itself, but not tell. */
+	if (dbox && ctx->data.guid == NULL) {
+		guid_128_generate(guid);
+		mailbox_save_set_guid(ctx, guid_128_to_string(guid));
+	}
+	if (xbox->module_ctx.super.save_begin(ctx, input) < 0)
+		return -1;
+	if (dbox)
+		xid_saved_mail_last(ctx->transaction, ctx->data.guid);
+	return 0;
+}
+
+/* dsync gives a message another UID by moving it within its mailbox. That is
+   the same message still. */
+static bool
+xid_copy_is_renumbering(const struct mail_save_context *ctx,
+			const struct mail *mail)
+{
+	return ctx->moving && mail->box == ctx->transaction->box &&
+		mail->box->storage->user->dsyncing;
+}
+
+static int xid_copy(struct mail_save_context *ctx, struct mail *mail)
+{
+	struct mailbox_transaction_context *t = ctx->transaction;
+	struct xid_mailbox *xbox = xid_mailbox_context(t->box);
+	bool renumbering = xid_copy_is_renumbering(ctx, mail);
+	struct xid_saved_mail *saved;
+	const char *guid;
+
+	xid_saved_mail_begin(t);
+	if (xbox->module_ctx.super.copy(ctx, mail) < 0)
+		return -1;
+	if (xbox->disabled)
+		return 0;
+	if (xid_storage_is_dbox(t->box)) {
+		saved = xid_saved_mail_last(t, NULL);
+		/* If it was not saved anew it has its source's GUID. */
+		if (saved->guid == NULL &&
+		    mail_get_special(mail, MAIL_FETCH_GUID, &guid) == 0)
+			saved = xid_saved_mail_last(t, guid);
+	} else if (renumbering) {
+		saved = xid_saved_mail_last(t, NULL);
+	} else {
+		return 0;
+	}
+	if (renumbering &&
+	    !xid_record_get(xbox, mail->transaction->view, mail->seq,
+			    &saved->keep))
+		i_zero(&saved->keep);
+	return 0;
+}
+
+/*
+ * At commit
+ */
+
+static int xid_append_cmp(const struct xid_append *a1,
+			  const struct xid_append *a2)
+{
+	return a1->uid < a2->uid ? -1 : (a1->uid > a2->uid ? 1 : 0);
+}
+
+/* The messages that the transaction adds, by UID: dsync does not save in that
+   order. */
+static void
+xid_appends_get(struct mail_index_transaction *itrans,
+		ARRAY_TYPE(xid_append) *appends)
+{
+	const struct mail_index_record *rec;
+	struct xid_append *append;
+	uint32_t seq;
+
+	for (seq = itrans->first_new_seq; seq <= itrans->last_new_seq; seq++) {
+		rec = mail_index_transaction_lookup(itrans, seq);
+		if (rec->uid == 0)
+			continue;
+		append = array_append_space(appends);
+		append->seq = seq;
+		append->uid = rec->uid;
+	}
+	array_sort(appends, xid_append_cmp);
+}
+
+static const char *
+xid_maildir_guid(struct mailbox *box, uint32_t uid)
+{
+	struct maildir_mailbox *mbox = MAILDIR_MAILBOX(box);
+	enum maildir_uidlist_rec_flag flags;
+	const char *guid, *fname;
+
+	if (maildir_uidlist_lookup(mbox->uidlist, uid, &flags, &fname) <= 0)
+		return "";
+	guid = maildir_uidlist_lookup_ext(mbox->uidlist, uid,
+					  MAILDIR_UIDLIST_REC_EXT_GUID);
+	return guid != NULL ? guid :
+		t_strcut(fname, MAILDIR_INFO_SEP);
+}
+
+static const struct xid_saved_mail *
+xid_saved_mail_find(struct mailbox_transaction_context *t, uint32_t seq)
+{
+	struct xid_transaction *xt = XID_TRANSACTION_CONTEXT(t);
+
+	if (xt == NULL)
+		return NULL;
+	return array_bsearch(&xt->mails, &seq, xid_saved_mail_seq_cmp);
+}
+
+static const char *
+xid_append_guid(struct mailbox_transaction_context *t,
+		const struct xid_append *append,
+		const struct xid_saved_mail *saved)
+{
+	if (xid_storage_is_maildir(t->box))
+		return xid_maildir_guid(t->box, append->uid);
+	return saved != NULL && saved->guid != NULL ? saved->guid : "";
+}
+
+/* How far every message has an XID once the appended ones have theirs. Only
+   where they follow without a gap: a UID in between may be of a process
+   without the plug-in. Whoever opens the mailbox next looks behind it. */
+static uint32_t
+xid_covered_after(uint32_t covered_uid, const ARRAY_TYPE(xid_append) *appends)
+{
+	const struct xid_append *append;
+
+	array_foreach(appends, append) {
+		if (append->uid != covered_uid + 1)
+			break;
+		covered_uid++;
+	}
+	return covered_uid;
+}
+
+/* Put the XIDs into the transaction. The mailbox's append lock is held, so
+   that the numbers ascend as the UIDs do. */
+static void
+xid_appends_write(struct xid_mailbox *xbox,
+		  struct mailbox_transaction_context *t,
+		  const ARRAY_TYPE(xid_append) *appends)
+{
+	const char *ns = xbox->xuser->set.namespace;
+	ARRAY_TYPE(imap_xid_entry) entries;
+	struct imap_xid_entry *entry;
+	const struct xid_append *append;
+	const struct xid_saved_mail *saved;
+	struct xid_header_info info;
+	struct xid_record rec;
+	struct imap_xid kept;
+	uint64_t number;
+	uint32_t idx;
+	imap_xid_root *root;
+
+	if ((root = xid_root_open(xbox)) == NULL)
+		return;
+	xid_header_read(xbox, NULL, &info);
+	idx = xid_header_find(&info, ns, strlen(ns));
+	if (idx == XID_NO_NAMESPACE) {
+		/* The index was rebuilt since the transaction began. Whoever
+		   opens the mailbox next sees that these have no XIDs. */
+		return;
+	}
+	if (imap_xid_numbers_take(root, info.entries[idx].high,
+				  array_count(appends), &number) < 0) {
+		xid_mailbox_log_error(xbox,
+			"saved messages get their XIDs later");
+		return;
+	}
+
+	t_array_init(&entries, array_count(appends));
+	array_foreach(appends, append) {
+		saved = xid_saved_mail_find(t, append->seq);
+		entry = array_append_space(&entries);
+		entry->uid = append->uid;
+		entry->guid = xid_append_guid(t, append, saved);
+		entry->guid_len = strlen(entry->guid);
+		if (saved != NULL && saved->keep.number != 0 &&
+		    xid_record_to_xid(&info, &saved->keep, &kept)) {
+			rec = saved->keep;
+			entry->ns = kept.ns;
+			entry->ns_len = kept.ns_len;
+		} else {
+			i_zero(&rec);
+			rec.number = number++;
+			rec.ns = idx;
+			entry->ns = ns;
+			entry->ns_len = strlen(ns);
+		}
+		entry->number = rec.number;
+		mail_index_update_ext(t->itrans, append->seq, xbox->ext_id,
+				      &rec, NULL);
+	}
+	xid_header_update(xbox, t->itrans, idx,
+			  I_MAX(number - 1, info.entries[idx].high),
+			  xid_covered_after(info.covered_uid, appends));
+	xid_mailbox_note(xbox, &entries);
+}
+
+static int xid_transaction_save_commit_pre(struct mail_save_context *ctx)
+{
+	struct mailbox_transaction_context *t = ctx->transaction;
+	struct xid_mailbox *xbox = xid_mailbox_context(t->box);
+	ARRAY_TYPE(xid_append) appends;
+	int ret;
+
+	ret = xbox->module_ctx.super.transaction_save_commit_pre(ctx);
+	if (ret == 0 && !xbox->disabled && t->itrans->first_new_seq != 0 &&
+	    t->itrans->last_new_seq >= t->itrans->first_new_seq) T_BEGIN {
+		t_array_init(&appends, 8);
+		xid_appends_get(t->itrans, &appends);
+		if (array_count(&appends) > 0)
+			xid_appends_write(xbox, t, &appends);
+	} T_END;
+	xid_transaction_free(t);
+	return ret;
+}
+
+static void xid_transaction_save_rollback(struct mail_save_context *ctx)
+{
+	struct mailbox_transaction_context *t = ctx->transaction;
+	struct xid_mailbox *xbox = xid_mailbox_context(t->box);
+
+	xid_transaction_free(t);
+	xbox->module_ctx.super.transaction_save_rollback(ctx);
+}
+
+/*
+ * The mailbox's life
+ */
+
+static int xid_sync_deinit(struct mailbox_sync_context *ctx,
+			   struct mailbox_sync_status *status_r)
+{
+	struct mailbox *box = ctx->box;
+	struct xid_mailbox *xbox = xid_mailbox_context(box);
+
+	if (xbox->module_ctx.super.sync_deinit(ctx, status_r) < 0)
+		return -1;
+	/* Mail works without: what went wrong is in the log. */
+	(void)xid_mailbox_ensure(box);
+	return 0;
+}
+
+static void xid_mailbox_close(struct mailbox *box)
+{
+	struct xid_mailbox *xbox = xid_mailbox_context(box);
+
+	imap_xid_box_close(xbox->core);
+	xbox->core = NULL;
+	xbox->registered_uid = 0;
+	xbox->ready = FALSE;
+	xbox->module_ctx.super.close(box);
+}
+
+void xid_storage_mailbox_opened(struct xid_mailbox *xbox)
+{
+	if (mail_index_is_in_memory(xbox->box->index)) {
+		if (!xbox->disabled) {
+			e_warning(xbox->xuser->user->event,
+				"xid: %s: %s: no XIDs here (the index is in "
+				"memory only): give the mailbox an index on "
+				"disk", xbox->xuser->user->username,
+				mailbox_get_vname(xbox->box));
+		}
+		xbox->disabled = TRUE;
+		return;
+	}
+	xbox->disabled = FALSE;
+	xid_index_register(xbox);
+	xbox->ready = TRUE;
+}
+
+void xid_storage_mailbox_allocated(struct xid_mailbox *xbox ATTR_UNUSED,
+				   struct mailbox_vfuncs *v)
+{
+	v->transaction_begin = xid_transaction_begin;
+	v->save_begin = xid_save_begin;
+	v->copy = xid_copy;
+	v->transaction_save_commit_pre = xid_transaction_save_commit_pre;
+	v->transaction_save_rollback = xid_transaction_save_rollback;
+	v->sync_deinit = xid_sync_deinit;
+	v->close = xid_mailbox_close;
 }

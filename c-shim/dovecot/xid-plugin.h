@@ -22,14 +22,7 @@
 #include "module-context.h"
 #include "mail-user.h"
 #include "mail-storage-private.h"
-#if __has_include("imap_xid.h")
-#  include "imap_xid.h"
-#else
-struct imap_xid { const char *ns; size_t ns_len; uint64_t number; };
-typedef struct imap_xid_state imap_xid_state;
-typedef struct imap_xid_root imap_xid_root;
-typedef struct imap_xid_box imap_xid_box;
-#endif
+#include "imap_xid.h"
 
 struct module;
 struct mail_index_view;
@@ -120,20 +113,19 @@ struct xid_mailbox {
 
 /* Called for each mailbox that has XIDs when it is allocated, to put
    functions into v. What was there is in xbox->module_ctx.super. A vfunc has
-   one owner. storage.c: free, close, transaction_begin, save_begin, copy,
+   one owner. Hooks are added in the init functions and end with the plug-in.
+   storage.c: free, close, transaction_begin, save_begin, copy,
    transaction_save_commit_pre, transaction_save_rollback, sync_deinit.
    imap side: search_*. Waiting: get_status, transaction_commit,
    sync_init, sync_next, mail_alloc and what else it needs. */
 typedef void xid_mailbox_hook_t(struct xid_mailbox *xbox,
 				struct mailbox_vfuncs *v);
 void xid_mailbox_hook_add(xid_mailbox_hook_t *hook);
-void xid_mailbox_hook_remove(xid_mailbox_hook_t *hook);
 
 /* The same for users (v is user->vlast's table; module_ctx.super as above). */
 typedef void xid_user_hook_t(struct xid_user *xuser,
 			     struct mail_user_vfuncs *v);
 void xid_user_hook_add(xid_user_hook_t *hook);
-void xid_user_hook_remove(xid_user_hook_t *hook);
 
 /* NULL = the plug-in is off for this user: it is not among his mail_plugins,
    his settings are wrong, or it is a raw or autocreated user. */
@@ -141,6 +133,9 @@ struct xid_user *xid_user_get(struct mail_user *user);
 /* NULL = messages have no XIDs here: the above, a virtual mailbox (its
    messages live elsewhere; see xid_mail_append()), an index in memory. */
 struct xid_mailbox *xid_mailbox_get(struct mailbox *box);
+/* For vfuncs that the plug-in put into the mailbox: its context, also when it
+   is disabled. Such a function always has one, to call what was there. */
+struct xid_mailbox *xid_mailbox_context(struct mailbox *box);
 
 /* The mail root opened. Returns NULL if that is not possible now (logged
    once in a while): the caller does without. */
@@ -227,8 +222,10 @@ int xid_mailbox_counter(struct mailbox *box, uint64_t *highest_r);
  * Life
  */
 
-void xid_storage_init(struct module *module);
-void xid_storage_deinit(void);
+/* storage.c */
+void xid_storage_mailbox_allocated(struct xid_mailbox *xbox,
+				   struct mailbox_vfuncs *v);
+void xid_storage_mailbox_opened(struct xid_mailbox *xbox);
 
 /* imap.c: FETCH item, commands. Only where the host process is imap. */
 void xid_imap_init(struct module *module);

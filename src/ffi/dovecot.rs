@@ -9,6 +9,8 @@ use libc::{c_char, c_void};
 unsafe extern "C" {
     fn xid_shim_init(module: *mut c_void);
     fn xid_shim_deinit();
+    fn xid_shim_doveadm_init(module: *mut c_void);
+    fn xid_shim_doveadm_deinit();
 }
 
 /// A pointer to a C string that lives as long as the library.
@@ -56,12 +58,12 @@ pub extern "C" fn xid_plugin_deinit() {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn doveadm_xid_plugin_init(module: *mut c_void) {
     // SAFETY: handed on as the host gave it.
-    unsafe { xid_shim_init(module) }
+    unsafe { xid_shim_doveadm_init(module) }
 }
 
 /// [`xid_plugin_deinit`] under the name that doveadm asks for.
 #[unsafe(no_mangle)]
 pub extern "C" fn doveadm_xid_plugin_deinit() {
     // SAFETY: the host calls this once for each init.
-    unsafe { xid_shim_deinit() }
+    unsafe { xid_shim_doveadm_deinit() }
 }

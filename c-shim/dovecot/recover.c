@@ -1,0 +1,516 @@
+/* Messages that have no XID yet get one: those that were there before the
+   plug-in, that another program put into the maildir, or whose index was
+   rebuilt. What the registry knows by the message's GUID is given back; the
+   others get new numbers. All of it in one index transaction, under the
+   index's lock, so that two processes never both do it. */
+#include "xid-index.h"
+#include "mail-index-private.h"
+#include "mail-index-view-private.h"
+
+#define XID_LOCK_REASON "xid: giving XIDs to messages that have none"
+
+struct xid_guid_reader {
+	struct mailbox_transaction_context *t;
+	struct mail *mail;
+};
+
+/* A message of the mailbox that had no XID when we looked. */
+struct xid_lost_mail {
+	uint32_t uid;
+	/* sequence in the locked view; 0 = it is gone, or has an XID now */
+	uint32_t seq;
+	const char *guid;
+	/* number 0 = it needs a new one */
+	struct xid_record rec;
+};
+
+struct xid_recover {
+	struct xid_mailbox *xbox;
+	pool_t pool;
+	ARRAY(struct xid_lost_mail) mails;
+
+	/* while the index is locked */
+	struct mail_index_view *view;
+	struct mail_index_transaction *trans;
+	ARRAY(struct xid_header_entry) entries;
+	uint32_t covered_uid;
+	imap_xid_recovery *registry;
+	/* XIDs that the mailbox's messages have, sorted; created when first
+	   needed */
+	ARRAY(struct xid_record) present;
+};
+
+/*
+ * GUIDs
+ */
+
+struct xid_guid_reader *xid_guid_reader_init(struct xid_mailbox *xbox)
+{
+	struct xid_guid_reader *reader = i_new(struct xid_guid_reader, 1);
+
+	/* Reading all GUIDs once is no reason to cache them from now on. */
+	reader->t = mailbox_transaction_begin(xbox->box,
+		MAILBOX_TRANSACTION_FLAG_NO_CACHE_DEC, "xid GUIDs");
+	reader->mail = mail_alloc(reader->t, 0, NULL);
+	return reader;
+}
+
+const char *xid_guid_read(struct xid_guid_reader *reader, uint32_t seq)
+{
+	struct mail_storage *storage = reader->mail->box->storage;
+	const char *guid;
+
+	mail_set_seq(reader->mail, seq);
+	/* The caller's error is not ours to overwrite. */
+	mail_storage_last_error_push(storage);
+	if (mail_get_special(reader->mail, MAIL_FETCH_GUID, &guid) < 0)
+		guid = "";
+	mail_storage_last_error_pop(storage);
+	return guid;
+}
+
+void xid_guid_reader_deinit(struct xid_guid_reader **_reader)
+{
+	struct xid_guid_reader *reader = *_reader;
+
+	*_reader = NULL;
+	mail_free(&reader->mail);
+	mailbox_transaction_rollback(&reader->t);
+	i_free(reader);
+}
+
+/*
+ * What is missing
+ */
+
+/* Every message of the view has an XID, as far as the header tells. */
+static bool
+xid_view_is_covered(struct xid_mailbox *xbox, struct mail_index_view *view)
+{
+	uint32_t count = mail_index_view_get_messages_count(view);
+	struct xid_header_info info;
+	uint32_t uid;
+
+	if (count == 0)
+		return TRUE;
+	mail_index_lookup_uid(view, count, &uid);
+	xid_header_read(xbox, NULL, &info);
+	return uid <= info.covered_uid;
+}
+
+/* The messages of box->view without XID, with their GUIDs. */
+static void xid_recover_find_lost(struct xid_recover *r)
+{
+	struct xid_mailbox *xbox = r->xbox;
+	struct mail_index_view *view = xbox->box->view;
+	struct xid_guid_reader *reader = NULL;
+	struct xid_header_info info;
+	struct xid_lost_mail *lost;
+	struct xid_record rec;
+	uint32_t seq, seq2;
+
+	xid_header_read(xbox, NULL, &info);
+	if (info.covered_uid == (uint32_t)-1 ||
+	    !mail_index_lookup_seq_range(view, info.covered_uid + 1,
+					 (uint32_t)-1, &seq, &seq2))
+		return;
+	for (; seq <= seq2; seq++) {
+		if (xid_record_get(xbox, view, seq, &rec))
+			continue;
+		if (reader == NULL)
+			reader = xid_guid_reader_init(xbox);
+		lost = array_append_space(&r->mails);
+		mail_index_lookup_uid(view, seq, &lost->uid);
+		T_BEGIN {
+			lost->guid = p_strdup(r->pool,
+					      xid_guid_read(reader, seq));
+		} T_END;
+	}
+	if (reader != NULL)
+		xid_guid_reader_deinit(&reader);
+}
+
+/*
+ * Under the lock
+ */
+
+static uint32_t
+xid_recover_namespace(struct xid_recover *r, const char *ns, size_t ns_len)
+{
+	struct xid_header_info info;
+	struct xid_header_entry *entry;
+	uint32_t idx;
+
+	i_zero(&info);
+	info.entries = array_get(&r->entries, &info.count);
+	idx = xid_header_find(&info, ns, ns_len);
+	if (idx != XID_NO_NAMESPACE)
+		return idx;
+	entry = array_append_space(&r->entries);
+	i_assert(ns_len < sizeof(entry->name));
+	memcpy(entry->name, ns, ns_len);
+	return array_count(&r->entries) - 1;
+}
+
+static int xid_record_cmp(const struct xid_record *r1,
+			  const struct xid_record *r2)
+{
+	if (r1->ns != r2->ns)
+		return r1->ns < r2->ns ? -1 : 1;
+	if (r1->number != r2->number)
+		return r1->number < r2->number ? -1 : 1;
+	return 0;
+}
+
+static void xid_recover_read_present(struct xid_recover *r)
+{
+	uint32_t seq, count = mail_index_view_get_messages_count(r->view);
+	struct xid_record rec;
+
+	i_array_init(&r->present, 1024);
+	for (seq = 1; seq <= count; seq++) {
+		if (xid_record_get(r->xbox, r->view, seq, &rec))
+			array_push_back(&r->present, &rec);
+	}
+	array_sort(&r->present, xid_record_cmp);
+}
+
+/* The XID is that of another message: the registry is behind. */
+static bool
+xid_recover_is_present(struct xid_recover *r, const struct xid_record *rec)
+{
+	if (!array_is_created(&r->present))
+		xid_recover_read_present(r);
+	return array_bsearch(&r->present, rec, xid_record_cmp) != NULL;
+}
+
+/* Find the messages in the locked view; drop those that another process was
+   quicker with. */
+static void xid_recover_locate(struct xid_recover *r)
+{
+	struct xid_lost_mail *lost;
+	struct xid_record rec;
+
+	array_foreach_modifiable(&r->mails, lost) {
+		if (!mail_index_lookup_seq(r->view, lost->uid, &lost->seq) ||
+		    xid_record_get(r->xbox, r->view, lost->seq, &rec))
+			lost->seq = 0;
+	}
+}
+
+/* What the registry still knows. */
+static int xid_recover_known(struct xid_recover *r)
+{
+	struct xid_lost_mail *lost;
+	struct imap_xid xid;
+	int ret;
+
+	array_foreach_modifiable(&r->mails, lost) {
+		if (lost->seq == 0 || *lost->guid == '\0')
+			continue;
+		while ((ret = imap_xid_recovery_take(r->registry, lost->guid,
+						     strlen(lost->guid),
+						     &xid)) > 0) {
+			lost->rec.number = xid.number;
+			lost->rec.ns = xid_recover_namespace(r, xid.ns,
+							     xid.ns_len);
+			if (!xid_recover_is_present(r, &lost->rec))
+				break;
+			i_zero(&lost->rec);
+		}
+		if (ret < 0) {
+			xid_mailbox_log_error(r->xbox, "looking for the "
+				"XIDs that messages had");
+			return -1;
+		}
+	}
+	return 0;
+}
+
+static int xid_recover_new_numbers(struct xid_recover *r)
+{
+	const char *ns = r->xbox->xuser->set.namespace;
+	uint32_t count = 0, idx = xid_recover_namespace(r, ns, strlen(ns));
+	struct xid_header_entry *own = array_idx_modifiable(&r->entries, idx);
+	struct xid_lost_mail *lost;
+	imap_xid_root *root;
+	uint64_t number;
+
+	array_foreach_modifiable(&r->mails, lost) {
+		if (lost->seq != 0 && lost->rec.number == 0)
+			count++;
+	}
+	if (count == 0)
+		return 0;
+	if ((root = xid_root_open(r->xbox)) == NULL)
+		return -1;
+	if (imap_xid_numbers_take(root, own->high, count, &number) < 0) {
+		xid_mailbox_log_error(r->xbox, "messages have no XIDs yet");
+		return -1;
+	}
+	array_foreach_modifiable(&r->mails, lost) {
+		if (lost->seq == 0 || lost->rec.number != 0)
+			continue;
+		lost->rec.number = number++;
+		lost->rec.ns = idx;
+	}
+	return 0;
+}
+
+/* Up to where every message has an XID once ours are written: another process
+   may have added messages behind the last one that we looked at. */
+static void xid_recover_find_covered(struct xid_recover *r)
+{
+	const struct xid_lost_mail *lost;
+	struct xid_record rec;
+	uint32_t seq, seq2;
+
+	if (array_count(&r->mails) > 0) {
+		lost = array_back(&r->mails);
+		r->covered_uid = I_MAX(r->covered_uid, lost->uid);
+	}
+	if (r->covered_uid == (uint32_t)-1 ||
+	    !mail_index_lookup_seq_range(r->view, r->covered_uid + 1,
+					 (uint32_t)-1, &seq, &seq2))
+		return;
+	for (; seq <= seq2; seq++) {
+		if (!xid_record_get(r->xbox, r->view, seq, &rec))
+			break;
+		mail_index_lookup_uid(r->view, seq, &r->covered_uid);
+	}
+}
+
+static void xid_recover_write(struct xid_recover *r)
+{
+	const struct xid_lost_mail *lost;
+	struct xid_header_entry *entry;
+
+	array_foreach(&r->mails, lost) {
+		if (lost->seq == 0)
+			continue;
+		mail_index_update_ext(r->trans, lost->seq, r->xbox->ext_id,
+				      &lost->rec, NULL);
+		entry = array_idx_modifiable(&r->entries, lost->rec.ns);
+		entry->high = I_MAX(entry->high, lost->rec.number);
+	}
+	xid_header_write(r->xbox, r->trans, array_front(&r->entries),
+			 array_count(&r->entries), r->covered_uid);
+}
+
+/* The registry hears of it before the index does: a crash in between leaves
+   XIDs that the next try finds by the messages' GUIDs. */
+static void xid_recover_note(struct xid_recover *r)
+{
+	ARRAY_TYPE(imap_xid_entry) entries;
+	const struct xid_header_entry *ns;
+	const struct xid_lost_mail *lost;
+	struct imap_xid_entry *entry;
+
+	if (array_count(&r->mails) == 0)
+		return;
+	i_array_init(&entries, array_count(&r->mails));
+	array_foreach(&r->mails, lost) {
+		if (lost->seq == 0)
+			continue;
+		ns = array_idx(&r->entries, lost->rec.ns);
+		entry = array_append_space(&entries);
+		entry->uid = lost->uid;
+		entry->ns = ns->name;
+		entry->ns_len = strlen(ns->name);
+		entry->number = lost->rec.number;
+		entry->guid = lost->guid;
+		entry->guid_len = strlen(lost->guid);
+	}
+	xid_mailbox_note(r->xbox, &entries);
+	array_free(&entries);
+}
+
+static int xid_recover_fill(struct xid_recover *r)
+{
+	const char *ns = r->xbox->xuser->set.namespace;
+	struct xid_header_info info;
+
+	xid_header_read(r->xbox, r->view, &info);
+	r->covered_uid = info.covered_uid;
+	p_array_init(&r->entries, r->pool, info.count + 1);
+	if (info.count > 0)
+		array_append(&r->entries, info.entries, info.count);
+	(void)xid_recover_namespace(r, ns, strlen(ns));
+
+	xid_recover_locate(r);
+	if (r->registry != NULL && xid_recover_known(r) < 0)
+		return -1;
+	if (xid_recover_new_numbers(r) < 0)
+		return -1;
+	xid_recover_find_covered(r);
+	return 0;
+}
+
+/* Returns -1 if the index could not be written (logged). */
+static int xid_recover_commit(struct xid_recover *r)
+{
+	struct mailbox *box = r->xbox->box;
+	int ret;
+
+	if (mail_index_refresh(box->index) < 0) {
+		mailbox_set_index_error(box);
+		return -1;
+	}
+	r->view = mail_index_view_open(box->index);
+	r->trans = mail_index_transaction_begin(r->view,
+		MAIL_INDEX_TRANSACTION_FLAG_EXTERNAL |
+		MAIL_INDEX_TRANSACTION_FLAG_FSYNC);
+	ret = xid_recover_fill(r);
+	if (ret < 0)
+		mail_index_transaction_rollback(&r->trans);
+	else {
+		xid_recover_write(r);
+		xid_recover_note(r);
+		ret = mail_index_transaction_commit(&r->trans);
+		if (ret < 0)
+			mailbox_set_index_error(box);
+	}
+	mail_index_view_close(&r->view);
+	return ret;
+}
+
+static int xid_recover_locked(struct xid_recover *r)
+{
+	struct mail_index *index = r->xbox->box->index;
+	imap_xid_box *core;
+	int ret;
+
+	if (array_count(&r->mails) > 0) {
+		if ((core = xid_box_open(r->xbox)) == NULL)
+			return -1;
+		if (imap_xid_recovery_begin(core, &r->registry) < 0) {
+			/* giving new XIDs now would change those that the
+			   registry has */
+			xid_mailbox_log_error(r->xbox, "messages have no "
+					      "XIDs yet");
+			return -1;
+		}
+	}
+	if (mail_index_lock_sync(index, XID_LOCK_REASON) < 0) {
+		mailbox_set_index_error(r->xbox->box);
+		ret = -1;
+	} else {
+		ret = xid_recover_commit(r);
+		mail_index_unlock(index, XID_LOCK_REASON);
+		/* so that box->view finds the records */
+		if (ret == 0)
+			ret = mail_index_refresh(index);
+	}
+	imap_xid_recovery_free(r->registry);
+	return ret;
+}
+
+static int xid_recover_run(struct xid_mailbox *xbox)
+{
+	struct xid_recover r;
+	int ret;
+
+	i_zero(&r);
+	r.xbox = xbox;
+	r.pool = pool_alloconly_create("xid recover", 4096);
+	p_array_init(&r.mails, r.pool, 16);
+	xid_recover_find_lost(&r);
+	ret = xid_recover_locked(&r);
+	if (array_is_created(&r.present))
+		array_free(&r.present);
+	pool_unref(&r.pool);
+	return ret;
+}
+
+/*
+ * For the other files
+ */
+
+/* The index can be written now. Not while the storage itself is in the middle
+   of changing it: then the next sync sees to it. */
+static bool xid_mailbox_is_writable(struct xid_mailbox *xbox)
+{
+	struct mail_index *index = xbox->box->index;
+
+	return xbox->ready && !xbox->ensuring && !index->readonly &&
+		!index->syncing && !mail_index_is_locked(index) &&
+		!mail_index_is_deleted(index);
+}
+
+static int xid_mailbox_recover(struct xid_mailbox *xbox)
+{
+	struct mail_storage *storage = xbox->box->storage;
+	int ret;
+
+	if (!xid_mailbox_is_writable(xbox))
+		return 0;
+	xbox->ensuring = TRUE;
+	mail_storage_last_error_push(storage);
+	ret = xid_recover_run(xbox);
+	mail_storage_last_error_pop(storage);
+	xbox->ensuring = FALSE;
+	return ret;
+}
+
+int xid_mailbox_ensure(struct mailbox *box)
+{
+	struct xid_mailbox *xbox = xid_mailbox_get(box);
+
+	if (xbox == NULL || !xbox->ready ||
+	    xid_view_is_covered(xbox, box->view))
+		return 0;
+	return xid_mailbox_recover(xbox);
+}
+
+void xid_mailbox_prepare_save(struct xid_mailbox *xbox)
+{
+	const char *ns = xbox->xuser->set.namespace;
+	struct xid_header_info info;
+
+	if (!xbox->ready)
+		return;
+	xid_header_read(xbox, NULL, &info);
+	if (xid_header_find(&info, ns, strlen(ns)) == XID_NO_NAMESPACE ||
+	    !xid_view_is_covered(xbox, xbox->box->view))
+		(void)xid_mailbox_recover(xbox);
+}
+
+imap_xid_box *xid_box_open(struct xid_mailbox *xbox)
+{
+	struct mailbox *box = xbox->box;
+	uint32_t uid_validity =
+		mail_index_get_header(box->view)->uid_validity;
+	struct mailbox_metadata metadata;
+	imap_xid_root *root;
+
+	if (xbox->core != NULL && xbox->core_uid_validity == uid_validity)
+		return xbox->core;
+	imap_xid_box_close(xbox->core);
+	xbox->core = NULL;
+	if ((root = xid_root_open(xbox)) == NULL)
+		return NULL;
+	if (mailbox_get_metadata(box, MAILBOX_METADATA_GUID, &metadata) < 0)
+		return NULL;
+	if (imap_xid_box_open(root, metadata.guid, mailbox_get_vname(box),
+			      uid_validity, &xbox->core) < 0) {
+		xid_mailbox_log_error(xbox, "XIDs cannot be registered");
+		xbox->core = NULL;
+		return NULL;
+	}
+	xbox->core_uid_validity = uid_validity;
+	xbox->registered_uid = 0;
+	return xbox->core;
+}
+
+void xid_mailbox_note(struct xid_mailbox *xbox,
+		      const ARRAY_TYPE(imap_xid_entry) *entries)
+{
+	imap_xid_box *core;
+
+	if (array_count(entries) == 0 || (core = xid_box_open(xbox)) == NULL)
+		return;
+	if (imap_xid_box_note(core, array_front(entries),
+			      array_count(entries)) < 0) {
+		xid_mailbox_log_error(xbox, "messages are registered later");
+	}
+}

@@ -1,0 +1,68 @@
+#ifndef XID_INDEX_H
+#define XID_INDEX_H
+
+/* How XIDs lie in a mailbox's index. For the files that read and write them:
+   record.c, storage.c, recover.c, find.c. */
+
+#include "xid-plugin.h"
+
+#define XID_NO_NAMESPACE ((uint32_t)-1)
+
+/* A look at the extension's header. entries points into the index and is
+   valid until it is refreshed. */
+struct xid_header_info {
+	uint32_t count;
+	uint32_t covered_uid;
+	const struct xid_header_entry *entries;
+};
+
+/* Tell the index of the extension. The mailbox must be open. */
+void xid_index_register(struct xid_mailbox *xbox);
+
+/* The header as the view saw it; view NULL = the newest that this process
+   has read. count 0 when there is none yet. */
+void xid_header_read(struct xid_mailbox *xbox, struct mail_index_view *view,
+		     struct xid_header_info *info_r);
+/* The entry's index, or XID_NO_NAMESPACE. */
+uint32_t xid_header_find(const struct xid_header_info *info,
+			 const char *ns, size_t ns_len);
+/* Write the whole header. The index's log must be locked: another process
+   may be adding a namespace. */
+void xid_header_write(struct xid_mailbox *xbox,
+		      struct mail_index_transaction *trans,
+		      const struct xid_header_entry *entries, uint32_t count,
+		      uint32_t covered_uid);
+/* Write what a save changes; the entry exists. */
+void xid_header_update(struct xid_mailbox *xbox,
+		       struct mail_index_transaction *trans, uint32_t idx,
+		       uint64_t high, uint32_t covered_uid);
+
+/* The message's record. FALSE = it has none. */
+bool xid_record_get(struct xid_mailbox *xbox, struct mail_index_view *view,
+		    uint32_t seq, struct xid_record *rec_r);
+/* The namespace that the header gives an index. */
+bool xid_record_to_xid(const struct xid_header_info *info,
+		       const struct xid_record *rec, struct imap_xid *xid_r);
+
+ARRAY_DEFINE_TYPE(imap_xid_entry, struct imap_xid_entry);
+
+/*
+ * recover.c
+ */
+
+/* Before messages are saved: those that are there have XIDs, and the header
+   knows this node's namespace, so that the save need not add it. */
+void xid_mailbox_prepare_save(struct xid_mailbox *xbox);
+/* Write into the journal, from which the registry learns of the messages.
+   What fails is logged; the registry is filled from the index later. */
+void xid_mailbox_note(struct xid_mailbox *xbox,
+		      const ARRAY_TYPE(imap_xid_entry) *entries);
+
+/* GUIDs of messages of box->view. */
+struct xid_guid_reader;
+struct xid_guid_reader *xid_guid_reader_init(struct xid_mailbox *xbox);
+/* "" = it has none, or it cannot be read. Valid until the next read. */
+const char *xid_guid_read(struct xid_guid_reader *reader, uint32_t seq);
+void xid_guid_reader_deinit(struct xid_guid_reader **reader);
+
+#endif
