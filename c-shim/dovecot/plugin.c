@@ -196,6 +196,16 @@ static bool xid_storage_is_foreign(const struct mail_storage *storage)
 	return str_array_find(foreign, storage->name);
 }
 
+void xid_user_log_memory(struct xid_user *xuser, struct mailbox *box)
+{
+	if (xuser->memory_logged)
+		return;
+	xuser->memory_logged = TRUE;
+	e_warning(xuser->user->event, "xid: %s: %s: no XIDs here (the index is "
+		  "in memory only): give the mailbox an index on disk",
+		  xuser->user->username, mailbox_get_vname(box));
+}
+
 static void xid_mailbox_allocated(struct mailbox *box)
 {
 	struct xid_user *xuser = XID_USER_CONTEXT(box->storage->user);
@@ -207,8 +217,10 @@ static void xid_mailbox_allocated(struct mailbox *box)
 	if (xuser == NULL || xid_storage_is_foreign(box->storage))
 		return;
 	root = xid_root_get(xuser, box);
-	if (root == NULL)
+	if (root == NULL) {
+		xid_user_log_memory(xuser, box);
 		return;
+	}
 	xbox = p_new(box->pool, struct xid_mailbox, 1);
 	xbox->module_ctx.super = *v;
 	box->vlast = &xbox->module_ctx.super;

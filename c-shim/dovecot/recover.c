@@ -9,11 +9,6 @@
 
 #define XID_LOCK_REASON "xid: giving XIDs to messages that have none"
 
-struct xid_guid_reader {
-	struct mailbox_transaction_context *t;
-	struct mail *mail;
-};
-
 /* A message of the mailbox that had no XID when we looked. */
 struct xid_lost_mail {
 	uint32_t uid;
@@ -39,45 +34,6 @@ struct xid_recover {
 	   needed */
 	ARRAY(struct xid_record) present;
 };
-
-/*
- * GUIDs
- */
-
-struct xid_guid_reader *xid_guid_reader_init(struct xid_mailbox *xbox)
-{
-	struct xid_guid_reader *reader = i_new(struct xid_guid_reader, 1);
-
-	/* Reading all GUIDs once is no reason to cache them from now on. */
-	reader->t = mailbox_transaction_begin(xbox->box,
-		MAILBOX_TRANSACTION_FLAG_NO_CACHE_DEC, "xid GUIDs");
-	reader->mail = mail_alloc(reader->t, 0, NULL);
-	return reader;
-}
-
-const char *xid_guid_read(struct xid_guid_reader *reader, uint32_t seq)
-{
-	struct mail_storage *storage = reader->mail->box->storage;
-	const char *guid;
-
-	mail_set_seq(reader->mail, seq);
-	/* The caller's error is not ours to overwrite. */
-	mail_storage_last_error_push(storage);
-	if (mail_get_special(reader->mail, MAIL_FETCH_GUID, &guid) < 0)
-		guid = "";
-	mail_storage_last_error_pop(storage);
-	return guid;
-}
-
-void xid_guid_reader_deinit(struct xid_guid_reader **_reader)
-{
-	struct xid_guid_reader *reader = *_reader;
-
-	*_reader = NULL;
-	mail_free(&reader->mail);
-	mailbox_transaction_rollback(&reader->t);
-	i_free(reader);
-}
 
 /*
  * What is missing
@@ -473,44 +429,4 @@ void xid_mailbox_prepare_save(struct xid_mailbox *xbox)
 	if (xid_header_find(&info, ns, strlen(ns)) == XID_NO_NAMESPACE ||
 	    !xid_view_is_covered(xbox, xbox->box->view))
 		(void)xid_mailbox_recover(xbox);
-}
-
-imap_xid_box *xid_box_open(struct xid_mailbox *xbox)
-{
-	struct mailbox *box = xbox->box;
-	uint32_t uid_validity =
-		mail_index_get_header(box->view)->uid_validity;
-	struct mailbox_metadata metadata;
-	imap_xid_root *root;
-
-	if (xbox->core != NULL && xbox->core_uid_validity == uid_validity)
-		return xbox->core;
-	imap_xid_box_close(xbox->core);
-	xbox->core = NULL;
-	if ((root = xid_root_open(xbox)) == NULL)
-		return NULL;
-	if (mailbox_get_metadata(box, MAILBOX_METADATA_GUID, &metadata) < 0)
-		return NULL;
-	if (imap_xid_box_open(root, metadata.guid, mailbox_get_vname(box),
-			      uid_validity, &xbox->core) < 0) {
-		xid_mailbox_log_error(xbox, "XIDs cannot be registered");
-		xbox->core = NULL;
-		return NULL;
-	}
-	xbox->core_uid_validity = uid_validity;
-	xbox->registered_uid = 0;
-	return xbox->core;
-}
-
-void xid_mailbox_note(struct xid_mailbox *xbox,
-		      const ARRAY_TYPE(imap_xid_entry) *entries)
-{
-	imap_xid_box *core;
-
-	if (array_count(entries) == 0 || (core = xid_box_open(xbox)) == NULL)
-		return;
-	if (imap_xid_box_note(core, array_front(entries),
-			      array_count(entries)) < 0) {
-		xid_mailbox_log_error(xbox, "messages are registered later");
-	}
 }

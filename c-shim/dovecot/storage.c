@@ -386,8 +386,58 @@ static int xid_sync_deinit(struct mailbox_sync_context *ctx,
 
 	if (xbox->module_ctx.super.sync_deinit(ctx, status_r) < 0)
 		return -1;
+	xid_mailbox_forget(xbox);
 	/* Mail works without: what went wrong is in the log. */
 	(void)xid_mailbox_ensure(box);
+	return 0;
+}
+
+/* The storage tells of each expunge that it carries out. The registry must not
+   give the XID of what is gone to a copy of it when the index is lost. It is
+   told later, since the storage is in the middle of its sync here. */
+static void xid_sync_notify(struct mailbox *box, uint32_t uid,
+			    enum mailbox_sync_type sync_type)
+{
+	struct xid_mailbox *xbox = xid_mailbox_context(box);
+
+	if (xbox->module_ctx.super.sync_notify != NULL)
+		xbox->module_ctx.super.sync_notify(box, uid, sync_type);
+	if (xbox->disabled || uid == 0 ||
+	    sync_type != MAILBOX_SYNC_TYPE_EXPUNGE)
+		return;
+	if (!array_is_created(&xbox->expunged))
+		i_array_init(&xbox->expunged, 32);
+	array_push_back(&xbox->expunged, &uid);
+}
+
+/* The mailbox's old GUID and name are what a mailbox without index is known
+   by; rename takes its children along. */
+static int xid_rename_box(struct mailbox *src, struct mailbox *dest)
+{
+	struct xid_mailbox *xbox = xid_mailbox_context(src);
+
+	if (xbox->module_ctx.super.rename_box(src, dest) < 0)
+		return -1;
+	if (!xbox->disabled)
+		xid_mailbox_renamed(dest);
+	return 0;
+}
+
+static int xid_delete_box(struct mailbox *box)
+{
+	struct xid_mailbox *xbox = xid_mailbox_context(box);
+	struct mailbox_metadata metadata;
+	imap_xid_root *root;
+	bool known;
+
+	known = box->opened && !xbox->disabled &&
+		mailbox_get_metadata(box, MAILBOX_METADATA_GUID,
+				     &metadata) == 0;
+	if (xbox->module_ctx.super.delete_box(box) < 0)
+		return -1;
+	if (known && (root = xid_root_open(xbox)) != NULL &&
+	    imap_xid_box_deleted(root, metadata.guid) < 0)
+		xid_mailbox_log_error(xbox, "registry keeps a deleted mailbox");
 	return 0;
 }
 
@@ -395,6 +445,7 @@ static void xid_mailbox_close(struct mailbox *box)
 {
 	struct xid_mailbox *xbox = xid_mailbox_context(box);
 
+	xid_mailbox_forget(xbox);
 	imap_xid_box_close(xbox->core);
 	xbox->core = NULL;
 	xbox->registered_uid = 0;
@@ -405,13 +456,7 @@ static void xid_mailbox_close(struct mailbox *box)
 void xid_storage_mailbox_opened(struct xid_mailbox *xbox)
 {
 	if (mail_index_is_in_memory(xbox->box->index)) {
-		if (!xbox->disabled) {
-			e_warning(xbox->xuser->user->event,
-				"xid: %s: %s: no XIDs here (the index is in "
-				"memory only): give the mailbox an index on "
-				"disk", xbox->xuser->user->username,
-				mailbox_get_vname(xbox->box));
-		}
+		xid_user_log_memory(xbox->xuser, xbox->box);
 		xbox->disabled = TRUE;
 		return;
 	}
@@ -429,5 +474,8 @@ void xid_storage_mailbox_allocated(struct xid_mailbox *xbox ATTR_UNUSED,
 	v->transaction_save_commit_pre = xid_transaction_save_commit_pre;
 	v->transaction_save_rollback = xid_transaction_save_rollback;
 	v->sync_deinit = xid_sync_deinit;
+	v->sync_notify = xid_sync_notify;
+	v->rename_box = xid_rename_box;
+	v->delete_box = xid_delete_box;
 	v->close = xid_mailbox_close;
 }

@@ -47,7 +47,7 @@ bool xid_record_to_xid(const struct xid_header_info *info,
 ARRAY_DEFINE_TYPE(imap_xid_entry, struct imap_xid_entry);
 
 /*
- * recover.c
+ * recover.c, register.c
  */
 
 /* Before messages are saved: those that are there have XIDs, and the header
@@ -57,6 +57,11 @@ void xid_mailbox_prepare_save(struct xid_mailbox *xbox);
    What fails is logged; the registry is filled from the index later. */
 void xid_mailbox_note(struct xid_mailbox *xbox,
 		      const ARRAY_TYPE(imap_xid_entry) *entries);
+
+/* The same for xbox->expunged. */
+void xid_mailbox_forget(struct xid_mailbox *xbox);
+/* The mailbox and those below it have new names. */
+void xid_mailbox_renamed(struct mailbox *box);
 
 /* GUIDs of messages of box->view. */
 struct xid_guid_reader;

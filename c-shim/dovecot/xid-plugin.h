@@ -8,7 +8,8 @@
      settings.c  plugin { xid_* }
      record.c    the XID as the mailbox index holds it
      storage.c   every message that is saved gets its XID
-     recover.c   messages that have none yet, and the registry kept true
+     recover.c   messages that have none yet get theirs
+     register.c  what the registry is told
      find.c      XID -> message, and what a client's state lacks
    The imap process adds its commands (imap.c and its own files), issue by
    issue.
@@ -80,6 +81,8 @@ struct xid_user {
 	struct mail_user *user;
 	struct xid_settings set;
 	struct xid_root *roots;
+	/* A mailbox without an index on disk was seen, and logged. */
+	bool memory_logged:1;
 };
 
 struct xid_mailbox {
@@ -101,11 +104,13 @@ struct xid_mailbox {
 	/* NULL until the registry or the table is needed */
 	imap_xid_box *core;
 	uint32_t core_uid_validity;
+	/* Expunged in the sync that is going on; not created = none. */
+	ARRAY(uint32_t) expunged;
 	/* Up to this UID the registry was seen to know the messages. */
 	uint32_t registered_uid;
 
 	bool ready:1;
-	/* The index is in memory only: no XIDs here (logged once). */
+	/* The index is in memory only: no XIDs here. */
 	bool disabled:1;
 	/* xid_mailbox_ensure() is running; it syncs nothing by itself. */
 	bool ensuring:1;
@@ -114,8 +119,9 @@ struct xid_mailbox {
 /* Called for each mailbox that has XIDs when it is allocated, to put
    functions into v. What was there is in xbox->module_ctx.super. A vfunc has
    one owner. Hooks are added in the init functions and end with the plug-in.
-   storage.c: free, close, transaction_begin, save_begin, copy,
-   transaction_save_commit_pre, transaction_save_rollback, sync_deinit.
+   storage.c: close, transaction_begin, save_begin, copy,
+   transaction_save_commit_pre, transaction_save_rollback, sync_deinit,
+   sync_notify, rename_box, delete_box.
    imap side: search_*. Waiting: get_status, transaction_commit,
    sync_init, sync_next, mail_alloc and what else it needs. */
 typedef void xid_mailbox_hook_t(struct xid_mailbox *xbox,
@@ -140,8 +146,12 @@ struct xid_mailbox *xid_mailbox_context(struct mailbox *box);
 /* The mail root opened. Returns NULL if that is not possible now (logged
    once in a while): the caller does without. */
 imap_xid_root *xid_root_open(struct xid_mailbox *xbox);
+/* The name by which the registry knows the mailbox. */
+const char *xid_mailbox_name(struct mailbox *box);
 /* The mailbox in its root; the mailbox must be open. NULL as above. */
 imap_xid_box *xid_box_open(struct xid_mailbox *xbox);
+/* Log, once per user, that a mailbox has its index in memory only. */
+void xid_user_log_memory(struct xid_user *xuser, struct mailbox *box);
 /* Log what the last C ABI call on this mailbox complained of. */
 void xid_mailbox_log_error(struct xid_mailbox *xbox, const char *what);
 
