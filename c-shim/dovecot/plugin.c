@@ -252,10 +252,27 @@ static struct mail_storage_hooks xid_hooks = {
  * Life
  */
 
+static void
+xid_log(int32_t level, const char *text, void *context ATTR_UNUSED)
+{
+	switch (level) {
+	case 0:
+		i_info("xid: %s", text);
+		break;
+	case 1:
+		i_warning("xid: %s", text);
+		break;
+	default:
+		i_error("xid: %s", text);
+		break;
+	}
+}
+
 static void xid_common_init(struct module *module)
 {
 	if (xid_refcount++ > 0)
 		return;
+	imap_xid_set_logger(xid_log, NULL);
 	i_array_init(&xid_user_hooks, 4);
 	i_array_init(&xid_mailbox_hooks, 4);
 	xid_imap_init(module);
@@ -267,6 +284,7 @@ static void xid_common_deinit(void)
 	if (--xid_refcount > 0)
 		return;
 	xid_imap_deinit();
+	imap_xid_set_logger(NULL, NULL);
 	array_free(&xid_user_hooks);
 	array_free(&xid_mailbox_hooks);
 }

@@ -123,7 +123,7 @@ xid_name_changed(struct xid_mailbox *xbox, struct mailbox_list *list,
 
 	if (mailbox_get_metadata(box, MAILBOX_METADATA_GUID, &metadata) == 0 &&
 	    (root = xid_root_open(xbox)) != NULL &&
-	    imap_xid_box_renamed(root, metadata.guid,
+	    imap_xid_root_renamed(root, metadata.guid,
 				 xid_mailbox_name(box)) < 0)
 		xid_mailbox_log_error(xbox, "registry keeps the old name");
 	mailbox_free(&box);

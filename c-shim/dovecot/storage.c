@@ -436,7 +436,7 @@ static int xid_delete_box(struct mailbox *box)
 	if (xbox->module_ctx.super.delete_box(box) < 0)
 		return -1;
 	if (known && (root = xid_root_open(xbox)) != NULL &&
-	    imap_xid_box_deleted(root, metadata.guid) < 0)
+	    imap_xid_root_deleted(root, metadata.guid) < 0)
 		xid_mailbox_log_error(xbox, "registry keeps a deleted mailbox");
 	return 0;
 }
