@@ -23,23 +23,22 @@ static uint32_t xid_view_last_uid(struct mail_index_view *view)
 	return uid;
 }
 
-/* Register the messages from seq on, XID_REGISTER_BATCH at most. Returns the
-   next seq, 0 if the registry did not take them. */
-static uint32_t
+/* Register the messages from seq on, XID_REGISTER_BATCH at most. */
+static int
 xid_register_batch(struct xid_mailbox *xbox, struct xid_guid_reader *reader,
-		   uint32_t seq, uint32_t count, bool replace_all)
+		   uint32_t seq, bool replace_all)
 {
 	struct mail_index_view *view = xbox->box->view;
+	uint32_t count = mail_index_view_get_messages_count(view);
+	uint32_t covers = mail_index_get_header(view)->next_uid;
 	ARRAY_TYPE(imap_xid_entry) entries;
 	struct imap_xid_entry *entry;
 	struct imap_xid xid;
-	uint32_t covers = mail_index_get_header(view)->next_uid;
 	pool_t pool;
 	int ret;
 
 	pool = pool_alloconly_create("xid register", 64 * 1024);
-	p_array_init(&entries, pool, I_MIN(count - seq + 1,
-					   XID_REGISTER_BATCH));
+	p_array_init(&entries, pool, 128);
 	for (; seq <= count; seq++) {
 		if (array_count(&entries) == XID_REGISTER_BATCH) {
 			mail_index_lookup_uid(view, seq, &covers);
@@ -61,52 +60,61 @@ xid_register_batch(struct xid_mailbox *xbox, struct xid_guid_reader *reader,
 		array_count(&entries) == 0 ? NULL : array_front(&entries),
 		array_count(&entries), covers, replace_all ? 1 : 0);
 	pool_unref(&pool);
-	if (ret < 0) {
+	if (ret < 0)
 		xid_mailbox_log_error(xbox, "messages cannot be registered");
-		return 0;
-	}
-	return seq;
+	return ret;
 }
 
+/* The first UID of box->view that the registry lacks; the view's next UID when
+   there is none. */
 static int
-xid_register_from(struct xid_mailbox *xbox, uint32_t first_uid,
-		  bool replace_all)
+xid_registry_first_missing(struct xid_mailbox *xbox, uint32_t *uid_r)
+{
+	uint32_t next_uid = mail_index_get_header(xbox->box->view)->next_uid;
+
+	if (imap_xid_box_registered(xbox->core, next_uid, uid_r) < 0) {
+		xid_mailbox_log_error(xbox, "registry cannot be used");
+		return -1;
+	}
+	return 0;
+}
+
+/* first_uid 1 = write the mailbox's rows anew */
+static int xid_register_from(struct xid_mailbox *xbox, uint32_t first_uid)
 {
 	struct mail_index_view *view = xbox->box->view;
-	uint32_t seq, seq2, count = mail_index_view_get_messages_count(view);
 	struct xid_guid_reader *reader;
+	uint32_t seq, seq2, missing_uid;
+	int ret = 0;
 
-	if (!mail_index_lookup_seq_range(view, I_MAX(first_uid, 1),
-					 (uint32_t)-1, &seq, &seq2))
-		seq = count + 1;
 	reader = xid_guid_reader_init(xbox);
-	do {
-		seq = xid_register_batch(xbox, reader, seq, count,
-					 replace_all);
-		replace_all = FALSE;
-	} while (seq != 0 && seq <= count);
+	while (ret == 0 &&
+	       mail_index_lookup_seq_range(view, first_uid, (uint32_t)-1,
+					   &seq, &seq2)) {
+		ret = xid_register_batch(xbox, reader, seq, first_uid == 1);
+		if (ret == 0)
+			ret = xid_registry_first_missing(xbox, &missing_uid);
+		if (ret == 0 && missing_uid <= first_uid)
+			ret = -1;
+		first_uid = missing_uid;
+	}
 	xid_guid_reader_deinit(&reader);
-	return seq == 0 ? -1 : 0;
+	return ret;
 }
 
 /* Make the registry know all messages of box->view. -1 = do without. */
 static int xid_registry_cover(struct xid_mailbox *xbox)
 {
-	struct mail_index_view *view = xbox->box->view;
-	uint32_t first_missing, last_uid = xid_view_last_uid(view);
-	uint32_t next_uid = mail_index_get_header(view)->next_uid;
+	uint32_t first_missing, last_uid = xid_view_last_uid(xbox->box->view);
 
 	if (xid_box_open(xbox) == NULL)
 		return -1;
 	if (last_uid <= xbox->registered_uid)
 		return 0;
-	if (imap_xid_box_registered(xbox->core, next_uid,
-				    &first_missing) < 0) {
-		xid_mailbox_log_error(xbox, "registry cannot be used");
+	if (xid_registry_first_missing(xbox, &first_missing) < 0)
 		return -1;
-	}
 	if (first_missing <= last_uid &&
-	    xid_register_from(xbox, first_missing, FALSE) < 0)
+	    xid_register_from(xbox, first_missing) < 0)
 		return -1;
 	xbox->registered_uid = last_uid;
 	return 0;
@@ -119,7 +127,7 @@ static int xid_registry_rebuild(struct xid_mailbox *xbox)
 		  "from the mailbox: written anew",
 		  xbox->xuser->user->username,
 		  mailbox_get_vname(xbox->box));
-	return xid_register_from(xbox, 1, TRUE);
+	return xid_register_from(xbox, 1);
 }
 
 /*
