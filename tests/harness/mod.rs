@@ -42,6 +42,8 @@
 //!   `server.log()`, `server.wait_log("text")`, `server.allow_log("text")`; `server.sieve(user, script)`
 //! * `server.messages(user, box)`: UID, XID, GUID and sequence number of every message
 //! * `Dovecot::setup().at(&net, 1)`: on a node of a [`net::Net`], reached in its namespace
+//! * `server.checked(user, box)`: the same, having checked that every message has an XID, none twice,
+//!   in UID order; `server.checked_all(user)` for all mailboxes; see [`checks`]
 //! * `server.advance(user, box, uid)`: moves a `table` watermark; see [`leak`]
 //!
 //! # An IMAP client
@@ -65,6 +67,7 @@
 
 #![allow(dead_code)]
 
+pub mod checks;
 mod config;
 pub mod imap;
 pub mod leak;
@@ -77,6 +80,8 @@ mod server;
 mod tls;
 mod wire;
 
+#[allow(unused_imports)]
+pub use checks::{by_guid, check_messages, number, split_xid, xids};
 #[allow(unused_imports)]
 pub use config::{Format, Setup};
 #[allow(unused_imports)]

@@ -4,3 +4,9 @@
 mod harness;
 
 mod harness_works;
+
+mod delivery;
+mod durability;
+mod formats;
+mod settings;
+mod tls_compress_hibernate;
