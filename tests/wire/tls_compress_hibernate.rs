@@ -108,6 +108,9 @@ fn an_examined_mailbox_answers_and_changes_nothing() {
     assert_eq!(client.ok("XHXID foo-1").announced(), ["foo-2", "foo-3"]);
     assert_eq!(client.ok("XHXID SEARCH ALL").search().len(), 3);
     let by_uid = client.cmd("UID STORE 1 +FLAGS (\\Deleted)").status;
-    assert_eq!(client.cmd("XHXID STORE foo-1 +FLAGS (\\Deleted)").status, by_uid);
+    assert_eq!(
+        client.cmd("XHXID STORE foo-1 +FLAGS (\\Deleted)").status,
+        by_uid
+    );
     assert!(client.ok("SEARCH DELETED").search().is_empty());
 }

@@ -1,0 +1,390 @@
+//! kill -9 of imap, lmtp and doveadm processes under load.
+//!
+//! Writers put numbered messages in and note which were acknowledged; a killer picks busy processes
+//! at random moments; a watcher reads all mailboxes again and again and compares with what was seen
+//! before. mdbox itself doubles messages and changes UIDs when its processes are killed, plug-in or
+//! not; so there only what the plug-in answers for is asked.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{ErrorKind, Result};
+use std::process::{Child, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::harness::*;
+
+const BOXES: [&str; 3] = ["INBOX", "Work", "Copies"];
+
+/// One run: the server and what is known of it.
+struct Load {
+    server: Dovecot,
+    format: Format,
+    over: AtomicBool,
+    kills: AtomicUsize,
+    next: AtomicUsize,
+    /// (mailbox, n) of messages whose storing was acknowledged.
+    acknowledged: Mutex<BTreeSet<(&'static str, usize)>>,
+    seen: Mutex<Seen>,
+}
+
+/// What was observed at any time.
+#[derive(Default)]
+struct Seen {
+    /// XID -> (mailbox, GUID).
+    xids: BTreeMap<String, (String, String)>,
+    /// (mailbox, UIDVALIDITY, UID) -> XID.
+    uids: BTreeMap<(String, String, u32), String>,
+}
+
+impl Seen {
+    /// Compares a mailbox with all that was seen before.
+    fn add(&mut self, mailbox: &str, validity: &str, messages: &[Message], uids_hold: bool) {
+        for message in messages {
+            let xid = message.xid.clone().expect("an XID");
+            let here = (mailbox.to_owned(), message.guid.clone());
+            let owner = self.xids.entry(xid.clone()).or_insert_with(|| here.clone());
+            assert_eq!(*owner, here, "{xid} was another message's before");
+            if uids_hold {
+                let key = (mailbox.to_owned(), validity.to_owned(), message.uid);
+                let before = self.uids.entry(key).or_insert_with(|| xid.clone());
+                assert_eq!(
+                    *before, xid,
+                    "{mailbox}: UID {} changed its XID",
+                    message.uid
+                );
+            }
+        }
+    }
+
+    /// Every XID that this GUID ever had in this mailbox.
+    fn of(&self, mailbox: &str, guid: &str) -> BTreeSet<&String> {
+        let is_it =
+            |(_, owner): &(&String, &(String, String))| owner.0 == mailbox && owner.1 == guid;
+        self.xids.iter().filter(is_it).map(|(xid, _)| xid).collect()
+    }
+}
+
+impl Load {
+    fn new(format: Format) -> Load {
+        let server = Dovecot::setup()
+            .format(format)
+            .set("verbose_proctitle", "yes")
+            .start();
+        server.allow_log("killed with signal 9");
+        // doveadm that is killed before it got its configuration says so as a Fatal.
+        let mut client = server.imap("alice");
+        client.ok("CREATE Work");
+        client.ok("CREATE Copies");
+        drop(client);
+        Load {
+            server,
+            format,
+            over: AtomicBool::new(false),
+            kills: AtomicUsize::new(0),
+            next: AtomicUsize::new(1),
+            acknowledged: Mutex::new(BTreeSet::new()),
+            seen: Mutex::new(Seen::default()),
+        }
+    }
+
+    fn running(&self) -> bool {
+        !self.over.load(Ordering::SeqCst)
+    }
+
+    fn next(&self) -> usize {
+        self.next.fetch_add(1, Ordering::SeqCst)
+    }
+
+    fn acknowledge(&self, mailbox: &'static str, n: usize) {
+        self.acknowledged.lock().unwrap().insert((mailbox, n));
+    }
+
+    /// A client whose connection may be lost at any moment.
+    fn client(&self) -> Result<Imap> {
+        let mut client = self.server.connect_imap();
+        if client.try_cmd("LOGIN alice pass")?.is_ok() {
+            Ok(client)
+        } else {
+            Err(ErrorKind::ConnectionRefused.into())
+        }
+    }
+
+    /// Does `work` over and over, with a new connection when the old one is lost.
+    fn keep_on(&self, mut work: impl FnMut(&mut Imap) -> Result<()>) {
+        while self.running() {
+            let Ok(mut client) = self.client() else {
+                continue;
+            };
+            while self.running() && work(&mut client).is_ok() {}
+        }
+    }
+
+    fn append(&self, mailbox: &'static str) {
+        self.keep_on(|client| {
+            let n = self.next();
+            if client.try_append(mailbox, &message(n))?.is_ok() {
+                self.acknowledge(mailbox, n);
+            }
+            Ok(())
+        });
+    }
+
+    /// Copies, moves and expunges, in a mailbox from which nothing is asked to stay.
+    fn copy_and_move(&self, mut random: Random) {
+        self.keep_on(|client| {
+            client.try_cmd("SELECT INBOX")?;
+            client.try_cmd(&format!("COPY {} Copies", 1 + random.below(5)))?;
+            client.try_cmd("SELECT Copies")?;
+            client.try_cmd("MOVE 1 Copies")?;
+            client.try_cmd("STORE 1:2 +FLAGS (\\Deleted)")?;
+            if random.chance(4) {
+                client.try_cmd("EXPUNGE")?;
+            }
+            Ok(())
+        });
+    }
+
+    fn deliver(&self) {
+        while self.running() {
+            let mut client = self.server.lmtp();
+            while self.running() {
+                let n = self.next();
+                match client.try_deliver(&["alice"], &message(n)) {
+                    Ok(answers) if answers[0].0 == 250 => self.acknowledge("INBOX", n),
+                    Ok(_) => {}
+                    Err(_) => break,
+                }
+            }
+        }
+    }
+
+    /// doveadm, killed by us at a random moment of its life.
+    fn doveadm(&self, mut random: Random) {
+        while self.running() {
+            let n = self.next();
+            let (args, input): (&[&str], _) = match random.below(4) {
+                0 => (&["force-resync", "-u", "alice", "INBOX"], Vec::new()),
+                1 => (
+                    &["copy", "-u", "alice", "Copies", "mailbox", "Work", "1:3"],
+                    Vec::new(),
+                ),
+                _ => (&["save", "-u", "alice", "-m", "Work"], message(n)),
+            };
+            let mut command = self.server.doveadm_command(args);
+            command
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            let mut child = command.spawn().expect("doveadm starts");
+            let _ = std::io::Write::write_all(&mut child.stdin.take().unwrap(), &input);
+            // Most of its life is before it opens the mailbox.
+            if random.chance(2) {
+                std::thread::sleep(Duration::from_micros(random.below(60_000) as u64));
+                let _ = child.kill();
+                self.kills.fetch_add(1, Ordering::SeqCst);
+            }
+            if ends_well(&mut child) && args[0] == "save" {
+                self.acknowledge("Work", n);
+            }
+        }
+    }
+
+    /// Kills processes that are serving somebody.
+    fn kill(&self, target: usize, mut random: Random) {
+        while self.kills.load(Ordering::SeqCst) < target {
+            std::thread::sleep(Duration::from_micros(random.below(40_000) as u64));
+            let service = *random.pick(&["imap", "imap", "lmtp"]);
+            let busy: Vec<u32> = self
+                .server
+                .pids(service)
+                .into_iter()
+                .filter(|pid| is_busy(*pid, service))
+                .collect();
+            if busy.is_empty() {
+                continue;
+            }
+            kill9(*random.pick(&busy));
+            self.kills.fetch_add(1, Ordering::SeqCst);
+        }
+        self.over.store(true, Ordering::SeqCst);
+    }
+
+    fn watch(&self) {
+        self.keep_on(|client| {
+            for mailbox in BOXES {
+                self.look(client, mailbox)?;
+            }
+            Ok(())
+        });
+    }
+
+    /// Reads a mailbox and compares it with what was seen before.
+    fn look(&self, client: &mut Imap, mailbox: &str) -> Result<Vec<Message>> {
+        // A mailbox that is being rebuilt after a kill may be refused for the moment.
+        let selected = client.try_cmd(&format!("EXAMINE {mailbox}"))?;
+        if !selected.is_ok() {
+            return Ok(Vec::new());
+        }
+        let validity = selected.untagged_code("UIDVALIDITY").expect("UIDVALIDITY");
+        let reply = client.try_cmd("FETCH 1:* (UID XID X-GUID)")?;
+        let mut messages = Vec::new();
+        for fetch in reply.fetches() {
+            // A line about flags alone has no UID.
+            let (Some(uid), Some(guid)) = (fetch.uid(), fetch.text("X-GUID")) else {
+                continue;
+            };
+            messages.push(Message {
+                seq: fetch.seq,
+                uid,
+                xid: fetch.xid(),
+                guid,
+            });
+        }
+        let mdbox = self.format == Format::Mdbox;
+        if mdbox {
+            no_xid_missing_or_doubled(mailbox, &messages);
+        } else {
+            check_messages(mailbox, &messages);
+        }
+        self.seen
+            .lock()
+            .unwrap()
+            .add(mailbox, &validity, &messages, !mdbox);
+        Ok(messages)
+    }
+
+    /// All acknowledged messages are there, and each has the XID it always had.
+    fn judge(&self) {
+        let mut client = self.client().expect("nobody kills any more");
+        for mailbox in BOXES {
+            let messages = self
+                .look(&mut client, mailbox)
+                .expect("nobody kills any more");
+            let seen = self.seen.lock().unwrap();
+            for message in messages.iter().filter(|_| mailbox != "Copies") {
+                // Copies of a message share its GUID on dbox; only Copies and Work have such.
+                if mailbox == "INBOX" && self.format != Format::Mdbox {
+                    let had = seen.of(mailbox, &message.guid);
+                    assert_eq!(had.len(), 1, "{mailbox}: {message:?} had {had:?}");
+                }
+            }
+            drop(seen);
+            self.judge_acknowledged(&mut client, mailbox);
+        }
+        let kills = self.kills.load(Ordering::SeqCst);
+        let messages = self.seen.lock().unwrap().xids.len();
+        println!("{:?}: {kills} kills, {messages} XIDs seen", self.format);
+    }
+
+    fn judge_acknowledged(&self, client: &mut Imap, mailbox: &str) {
+        let reply = client.ok("FETCH 1:* (BODY.PEEK[HEADER.FIELDS (MESSAGE-ID)])");
+        let headers: Vec<String> = reply
+            .fetches()
+            .iter()
+            .map(|fetch| fetch.items[0].1.text())
+            .collect();
+        for (_, n) in self
+            .acknowledged
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|(name, _)| *name == mailbox)
+        {
+            let id = format!("<{n}@");
+            let found = headers.iter().filter(|header| header.contains(&id)).count();
+            let fine = if self.format == Format::Mdbox {
+                found >= 1
+            } else {
+                found == 1
+            };
+            assert!(
+                fine,
+                "{mailbox}: acknowledged message {n} is there {found} times"
+            );
+        }
+    }
+}
+
+/// What holds even where the host itself doubles messages.
+fn no_xid_missing_or_doubled(mailbox: &str, messages: &[Message]) {
+    let mut seen = BTreeSet::new();
+    for message in messages {
+        let Some(xid) = &message.xid else {
+            panic!("{mailbox}: no XID: {message:?}")
+        };
+        split_xid(xid);
+        assert!(seen.insert(xid), "{mailbox}: {xid} twice: {messages:?}");
+    }
+}
+
+/// Whether the process title names somebody: one that is killed before it said that it runs makes
+/// Dovecot hold the service back for seconds.
+fn is_busy(pid: u32, service: &str) -> bool {
+    let title = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let title = String::from_utf8_lossy(&title);
+    match service {
+        "imap" => title.contains("[alice"),
+        _ => title.contains("[127."),
+    }
+}
+
+fn ends_well(child: &mut Child) -> bool {
+    child.wait().is_ok_and(|status| status.success())
+}
+
+fn kill_under_load(format: Format) {
+    let target = 70 * crate::scale();
+    let load = Load::new(format);
+    let seed = seed("KILL_SEED", 20051123);
+    std::thread::scope(|scope| {
+        scope.spawn(|| load.append("INBOX"));
+        scope.spawn(|| load.append("Work"));
+        scope.spawn(|| load.deliver());
+        scope.spawn(|| load.copy_and_move(Random::new(seed + 1)));
+        scope.spawn(|| load.doveadm(Random::new(seed + 2)));
+        scope.spawn(|| load.watch());
+        load.kill(target, Random::new(seed));
+    });
+    load.judge();
+    // A restart reads everything anew.
+    load.server.restart();
+    load.judge();
+}
+
+#[test]
+fn kills_lose_repeat_and_reorder_nothing_on_sdbox() {
+    kill_under_load(Format::Sdbox);
+}
+
+#[test]
+fn kills_lose_repeat_and_reorder_nothing_on_mdbox() {
+    kill_under_load(Format::Mdbox);
+}
+
+#[test]
+fn kills_lose_repeat_and_reorder_nothing_on_maildir() {
+    kill_under_load(Format::Maildir);
+}
+
+#[test]
+fn crashes_of_the_whole_server_repeat_no_number() {
+    for format in Format::ALL {
+        let load = Load::new(format);
+        for _ in 0..5 * crate::scale() {
+            load.over.store(false, Ordering::SeqCst);
+            std::thread::scope(|scope| {
+                scope.spawn(|| load.append("INBOX"));
+                scope.spawn(|| load.append("Work"));
+                let before = load.next.load(Ordering::SeqCst);
+                until("some messages", || {
+                    load.next.load(Ordering::SeqCst) >= before + 20
+                });
+                load.over.store(true, Ordering::SeqCst);
+                load.server.crash();
+            });
+            load.server.start_again();
+            load.judge();
+        }
+    }
+}
