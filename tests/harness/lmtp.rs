@@ -14,16 +14,16 @@ pub struct Lmtp {
 pub type Answer = (u16, String);
 
 impl Lmtp {
-    pub(super) fn connect(address: SocketAddr) -> Lmtp {
-        let wire = Wire::connect(address).unwrap_or_else(|e| panic!("connect {address}: {e}"));
-        let mut client = Lmtp { wire };
-        let greeting = client.answer().expect("a greeting");
+    /// Connects; an error when the server goes away before it said hello.
+    pub(super) fn connect(address: SocketAddr) -> Result<Lmtp> {
+        let mut client = Lmtp {
+            wire: Wire::connect(address)?,
+        };
+        let greeting = client.answer()?;
         assert_eq!(greeting.0, 220, "{greeting:?}");
-        let hello = client
-            .cmd("LHLO test.example.org")
-            .expect("an answer to LHLO");
+        let hello = client.cmd("LHLO test.example.org")?;
         assert_eq!(hello.0, 250, "{hello:?}");
-        client
+        Ok(client)
     }
 
     /// Delivers to each recipient; one answer for each, whether refused at RCPT or after DATA.

@@ -392,6 +392,11 @@ impl Dovecot {
     }
 
     pub fn lmtp(&self) -> Lmtp {
+        self.try_lmtp().expect("lmtp says hello")
+    }
+
+    /// The same where the process may be killed meanwhile.
+    pub fn try_lmtp(&self) -> std::io::Result<Lmtp> {
         Lmtp::connect(self.lmtp_addr())
     }
 
@@ -479,7 +484,9 @@ impl Dovecot {
     pub fn messages(&self, user: &str, mailbox: &str) -> Vec<Message> {
         let plugin = lock(&self.setup).plugin;
         let mut client = self.imap(user);
-        client.ok(&format!("EXAMINE {mailbox}"));
+        if client.ok(&format!("EXAMINE {mailbox}")).exists() == Some(0) {
+            return Vec::new();
+        }
         let xid = if plugin { " XID" } else { "" };
         let reply = client.ok(&format!("FETCH 1:* (UID X-GUID{xid})"));
         let fetches = reply.fetches();
