@@ -97,18 +97,20 @@ fn a_crash_in_the_log_fails_the_test() {
 
 #[test]
 fn the_plug_in_is_loaded_by_every_process() {
-    let server = Dovecot::setup().set("mail_debug", "yes").start();
-    server.append("alice", "INBOX", &message(1));
-    server.deliver("alice", &message(2));
-    server.pop3("alice").ok("STAT");
-    let loaded = server.log();
-    for process in ["imap(alice)", "lmtp(alice)", "pop3(alice)"] {
-        let loads = |line: &str| line.contains(process) && line.contains("lib20_xid_plugin.so");
-        assert!(loaded.lines().any(loads), "{process} has no plug-in");
+    let server = Dovecot::start();
+    let mut imap = server.imap("alice");
+    imap.append("INBOX", &message(1));
+    let mut lmtp = server.lmtp();
+    assert_eq!(lmtp.deliver(&["alice"], &message(2))[0].0, 250);
+    let mut pop3 = server.pop3("alice");
+    pop3.ok("STAT");
+    for process in ["imap", "lmtp", "pop3"] {
+        let pids = server.pids(process);
+        assert_eq!(pids.len(), 1, "{process}");
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", pids[0])).unwrap();
+        assert!(maps.contains("libimap_xid"), "{process} has no plug-in");
     }
-    let output = server.doveadm(&[
-        "-D", "mailbox", "status", "-u", "alice", "messages", "INBOX",
-    ]);
+    let output = server.doveadm(&["-D", "mailbox", "status", "-u", "alice", "messages", "INBOX"]);
     assert!(output.stdout.contains("messages=2"), "{output:?}");
     for file in ["lib20_xid_plugin.so", "lib20_doveadm_xid_plugin.so"] {
         assert!(output.stderr.contains(file), "{file}: {output:?}");
