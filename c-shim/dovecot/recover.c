@@ -336,9 +336,9 @@ static int xid_recover_locked(struct xid_recover *r)
 	imap_xid_box *core;
 	int ret;
 
+	if ((core = xid_box_open(r->xbox)) == NULL)
+		return -1;
 	if (array_count(&r->mails) > 0) {
-		if ((core = xid_box_open(r->xbox)) == NULL)
-			return -1;
 		if (imap_xid_recovery_begin(core, &r->registry) < 0) {
 			/* giving new XIDs now would change those that the
 			   registry has */
@@ -429,4 +429,5 @@ void xid_mailbox_prepare_save(struct xid_mailbox *xbox)
 	if (xid_header_find(&info, ns, strlen(ns)) == XID_NO_NAMESPACE ||
 	    !xid_view_is_covered(xbox, xbox->box->view))
 		(void)xid_mailbox_recover(xbox);
+	(void)xid_box_open(xbox);
 }

@@ -87,17 +87,18 @@ imap_xid_box *xid_box_open(struct xid_mailbox *xbox)
 	return xbox->core;
 }
 
+/* Called while the storage holds its locks and changes the index: asking for
+   the mailbox's GUID here could make it write its header into that index
+   (mdbox does, and panics). So the mailbox was opened before, or the registry
+   reads these messages from the index later. */
 void xid_mailbox_note(struct xid_mailbox *xbox,
 		      const ARRAY_TYPE(imap_xid_entry) *entries)
 {
-	imap_xid_box *core;
-
-	if (array_count(entries) == 0 || (core = xid_box_open(xbox)) == NULL)
+	if (array_count(entries) == 0 || xbox->core == NULL)
 		return;
-	if (imap_xid_box_note(core, array_front(entries),
-			      array_count(entries)) < 0) {
+	if (imap_xid_box_note(xbox->core, array_front(entries),
+			      array_count(entries)) < 0)
 		xid_mailbox_log_error(xbox, "messages are registered later");
-	}
 }
 
 void xid_mailbox_forget(struct xid_mailbox *xbox)
