@@ -95,9 +95,10 @@ impl OnPanic for usize {
     }
 }
 
-impl<T> OnPanic for *const T {
+/// A text from the library is never NULL.
+impl OnPanic for *const c_char {
     fn on_panic() -> Self {
-        std::ptr::null()
+        c"".as_ptr()
     }
 }
 
@@ -165,15 +166,13 @@ pub extern "C" fn imap_xid_abi_version() -> u32 {
 /// next failing call on the same thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn imap_xid_last_error() -> *const c_char {
-    let text = boundary(|| {
+    boundary(|| {
         LAST_ERROR
-            .try_with(|slot| {
-                slot.try_borrow()
-                    .map_or(std::ptr::null(), |text| text.as_ptr())
-            })
-            .unwrap_or(std::ptr::null())
-    });
-    if text.is_null() { c"".as_ptr() } else { text }
+            .try_with(|slot| slot.try_borrow().map(|text| text.as_ptr()).ok())
+            .ok()
+            .flatten()
+            .unwrap_or(c"".as_ptr())
+    })
 }
 
 /// The octets of a (pointer, length) pair from C. NULL is fine when the length is 0.
@@ -287,7 +286,8 @@ mod tests {
         );
         assert!(last_error().contains("on purpose"), "{}", last_error());
         assert_eq!(boundary::<u64>(|| panic!("{} purpose", "on")), 0);
-        assert!(boundary::<*const u8>(|| panic!("on purpose")).is_null());
+        assert!(boundary::<*mut u8>(|| panic!("on purpose")).is_null());
+        assert!(!boundary::<*const c_char>(|| panic!("on purpose")).is_null());
     }
 
     #[test]

@@ -32,6 +32,9 @@ pub(super) const BUSY_LIMIT: Duration = Duration::from_secs(5);
 /// SQLite's page cache, in KiB: an idle session should not notice it.
 const CACHE_KIB: i32 = 256;
 
+/// No SQLite file has smaller pages, in octets.
+const SMALLEST_PAGE: u64 = 512;
+
 /// What SQLite's log keeps on disk after it was written back, in octets.
 const LOG_KEPT: i32 = 4 << 20;
 
@@ -84,14 +87,15 @@ pub(super) struct Db {
 }
 
 impl Db {
-    /// Opens the registry, makes it if it is missing, moves it aside if it is not one.
-    pub(super) fn open(path: &Path, witness: &Witness) -> Result<Self, Error> {
+    /// Opens the registry, makes it if it is missing, moves it aside if it is not one and then
+    /// says what was wrong with it.
+    pub(super) fn open(path: &Path, witness: &Witness) -> Result<(Self, Option<String>), Error> {
         witness.locked(|witness| match Self::open_checked(path, witness) {
             Err(Error::Broken { why, .. }) => {
                 set_aside(path, &why)?;
-                Self::open_checked(path, witness)
+                Ok((Self::open_checked(path, witness)?, Some(why)))
             }
-            other => other,
+            other => Ok((other?, None)),
         })
     }
 
@@ -100,16 +104,10 @@ impl Db {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let sql = |e| Error::sql(path, e);
         let conn = Connection::open_with_flags(path, flags).map_err(sql)?;
-        let missing = || Error::Io {
-            what: "open",
-            path: path.to_owned(),
-            source: std::io::ErrorKind::NotFound.into(),
-        };
-        let identity = files::identity(path)?.ok_or_else(missing)?;
         let db = Db {
             conn,
             path: path.to_owned(),
-            identity,
+            identity: identity_of(path)?,
         };
         db.configure().map_err(sql)?;
         db.check_or_make(witness)?;
@@ -403,6 +401,19 @@ fn make_private(path: &Path) -> Result<(), Error> {
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         Err(e) => Err(Error::io("make", path, e)),
     }
+}
+
+/// Which file was opened. SQLite takes a file that is shorter than its smallest page for a new one
+/// and writes over it; we do not.
+fn identity_of(path: &Path) -> Result<Identity, Error> {
+    let meta = std::fs::metadata(path).map_err(|e| Error::io("look at", path, e))?;
+    if (1..SMALLEST_PAGE).contains(&meta.len()) {
+        return Err(Error::Broken {
+            path: path.to_owned(),
+            why: format!("it has {} octets only", meta.len()),
+        });
+    }
+    Ok(Identity::of(&meta))
 }
 
 fn set_aside(path: &Path, why: &str) -> Result<(), Error> {

@@ -119,13 +119,19 @@ pub(super) struct Identity {
     inode: u64,
 }
 
+impl Identity {
+    pub(super) fn of(meta: &fs::Metadata) -> Self {
+        Identity {
+            device: meta.dev(),
+            inode: meta.ino(),
+        }
+    }
+}
+
 /// `None` when there is no such file.
 pub(super) fn identity(path: &Path) -> Result<Option<Identity>, Error> {
     match fs::metadata(path) {
-        Ok(meta) => Ok(Some(Identity {
-            device: meta.dev(),
-            inode: meta.ino(),
-        })),
+        Ok(meta) => Ok(Some(Identity::of(&meta))),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::io("look at", path, e)),
     }

@@ -29,7 +29,7 @@ mod tests;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -63,6 +63,8 @@ pub struct Mailbox {
     announced: AtomicBool,
     /// What [`Registry::registered`] said last.
     missing_from: AtomicU32,
+    /// Of which opening of the registry; 0 before the first time.
+    opening: AtomicU64,
 }
 
 impl Mailbox {
@@ -74,6 +76,7 @@ impl Mailbox {
             uidvalidity,
             announced: AtomicBool::new(false),
             missing_from: AtomicU32::new(1),
+            opening: AtomicU64::new(0),
         }
     }
 
@@ -212,7 +215,7 @@ impl Registry {
     /// `from` above everything that was ever reserved means that an earlier registry was lost: a
     /// new incarnation begins, above `from` and above all that the witness knows.
     pub fn reserve(&self, from: u64, count: u32) -> Result<Range<u64>, Error> {
-        self.insist(|db| numbers::reserve(db, &self.witness, &self.path, from, count))
+        self.insist(|db, _| numbers::reserve(db, &self.witness, &self.path, from, count))
     }
 
     /// Takes `count` consecutive numbers above `above` and gives the first, where there is no
@@ -225,7 +228,7 @@ impl Registry {
 
     /// The highest number that was reserved: no higher one was ever given out. 0 before the first.
     pub fn reserved(&self) -> Result<u64, Error> {
-        self.insist(|db| db.reserved())
+        self.insist(|db, _| db.reserved())
     }
 
     // What commits tell
@@ -302,7 +305,7 @@ impl Registry {
         let before = self.journal.append(records)?;
         // Once when the line is crossed, not again at each append while it cannot be taken in.
         let crossed = before / JOURNAL_LONG != (before + records.len() as u64) / JOURNAL_LONG;
-        if crossed && let Err(e) = self.insist(|db| self.ingest(db)) {
+        if crossed && let Err(e) = self.insist(|db, _| self.ingest(db)) {
             log::line(
                 Level::Warning,
                 &format!("the journal could not be taken in ({e})"),
@@ -345,12 +348,13 @@ impl Registry {
     /// them all. Takes the journal in first. What is missing is to be given to
     /// [`Registry::register`].
     pub fn registered(&self, mailbox: &Mailbox, next_uid: u32) -> Result<u32, Error> {
-        let missing = self.insist(|db| {
+        let (missing, opening) = self.insist(|db, opening| {
             self.ingest(db)?;
-            rows::first_missing(db, mailbox)
+            Ok((rows::first_missing(db, mailbox)?, opening))
         })?;
         mailbox.announced.store(true, Ordering::Relaxed);
         mailbox.missing_from.store(missing, Ordering::Relaxed);
+        mailbox.opening.store(opening, Ordering::Relaxed);
         Ok(missing.min(next_uid))
     }
 
@@ -374,7 +378,7 @@ impl Registry {
         check_order(entries, below)?;
         // What comes before was registered by another process meanwhile.
         let first = entries.partition_point(|entry| entry.uid < from);
-        self.insist(|db| {
+        self.insist(|db, _| {
             // Or an old record would undo what the index says now.
             self.ingest(db)?;
             rows::register(db, mailbox, &entries[first..], from, below)
@@ -383,7 +387,7 @@ impl Registry {
 
     /// The UID that an XID has in the mailbox. To be checked against the index.
     pub fn lookup(&self, mailbox: &Mailbox, xid: Xid<'_>) -> Result<Option<u32>, Error> {
-        self.ask(|db| {
+        self.ask_about(mailbox, |db| {
             let found = rows::lookup(db, mailbox, xid)?;
             if found.is_some() || self.journal.size()? == 0 {
                 return Ok(found);
@@ -397,7 +401,7 @@ impl Registry {
     /// namespace. To be checked against the index. Costs O(k + n log m) for k such messages, n
     /// namespaces in the mailbox, and m messages.
     pub fn news(&self, mailbox: &Mailbox, state: &State) -> Result<Vec<u32>, Error> {
-        self.ask(|db| {
+        self.ask_about(mailbox, |db| {
             self.ingest(db)?;
             rows::news(db, mailbox, state)
         })
@@ -406,8 +410,7 @@ impl Registry {
     /// Begins to find XIDs again for messages that have none. `None` when the registry knows
     /// nothing that could apply.
     pub fn recovery(self: &Arc<Self>, mailbox: &Mailbox) -> Result<Option<Recovery>, Error> {
-        let mut open = self.open.lock();
-        self.settle(&mut open, |db, opening| {
+        self.insist(|db, opening| {
             self.ingest(db)?;
             Recovery::begin(Arc::clone(self), db, opening, mailbox)
         })
@@ -417,7 +420,7 @@ impl Registry {
 
     /// The watermark last stored for a mailbox under this UIDVALIDITY.
     pub fn watermark(&self, guid: &BoxGuid, uidvalidity: u32) -> Result<Option<u32>, Error> {
-        self.insist(|db| {
+        self.insist(|db, _| {
             db.one(
                 "SELECT uid FROM watermarks WHERE guid = ?1 AND uidvalidity = ?2",
                 (guid.as_slice(), uidvalidity),
@@ -429,7 +432,7 @@ impl Registry {
     /// Stores a watermark; it survives a power loss when this returns. It never falls under one
     /// UIDVALIDITY.
     pub fn set_watermark(&self, guid: &BoxGuid, uidvalidity: u32, uid: u32) -> Result<(), Error> {
-        self.insist(|db| {
+        self.insist(|db, _| {
             db.durably(|| {
                 db.run(
                     "INSERT INTO watermarks(guid, uidvalidity, uid) VALUES(?1, ?2, ?3) \
@@ -496,10 +499,10 @@ impl Registry {
 
     /// Runs `work`; a registry that proves broken is moved aside, and `work` runs again on a new
     /// one. For what is right on an empty registry, too.
-    fn insist<T>(&self, mut work: impl FnMut(&Db) -> Result<T, Error>) -> Result<T, Error> {
+    fn insist<T>(&self, mut work: impl FnMut(&Db, u64) -> Result<T, Error>) -> Result<T, Error> {
         let mut open = self.open.lock();
-        match self.settle(&mut open, |db, _| work(db)) {
-            Err(Error::Broken { .. }) => self.settle(&mut open, |db, _| work(db)),
+        match self.settle(&mut open, &mut work) {
+            Err(Error::Broken { .. }) => self.settle(&mut open, work),
             other => other,
         }
     }
@@ -508,6 +511,19 @@ impl Registry {
     /// registry would give wrongly.
     fn ask<T>(&self, work: impl FnOnce(&Db) -> Result<T, Error>) -> Result<T, Error> {
         self.settle(&mut self.open.lock(), |db, _| work(db))
+    }
+
+    /// [`Registry::ask`] about a mailbox: not of another registry than the one that said what it
+    /// knows of it.
+    fn ask_about<T>(
+        &self,
+        mailbox: &Mailbox,
+        work: impl FnOnce(&Db) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        match mailbox.opening.load(Ordering::Relaxed) {
+            0 => self.ask(work),
+            opening => self.with_opening(opening, work),
+        }
     }
 
     /// [`Registry::ask`] on the registry of an earlier call only.
@@ -532,10 +548,7 @@ impl Registry {
         // Another process may have moved it aside, or an administrator removed it.
         let db = match open.db.take().filter(Db::is_current) {
             Some(db) => db,
-            None => {
-                open.opening += 1;
-                Db::open(&self.path, &self.witness)?
-            }
+            None => self.open_anew(open)?,
         };
         let done = work(&db, open.opening);
         match &done {
@@ -543,6 +556,18 @@ impl Registry {
             _ => open.db = Some(db),
         }
         done
+    }
+
+    fn open_anew(&self, open: &mut Open) -> Result<Db, Error> {
+        open.opening += 1;
+        let (db, broken) = Db::open(&self.path, &self.witness)?;
+        let Some(why) = broken else { return Ok(db) };
+        // The caller must learn that the answers are those of an empty registry.
+        open.db = Some(db);
+        Err(Error::Broken {
+            path: self.path.clone(),
+            why,
+        })
     }
 }
 

@@ -8,7 +8,10 @@ use super::error::Error;
 use super::{Mailbox, Registry, rows};
 use crate::xid::{NUMBER_MAX, Xid};
 
-const CANDIDATES: &str = "SELECT m.ns, n.name, m.number FROM messages m, namespaces n \
+/// The index is named since SQLite would rather walk a whole mailbox in UID order than sort the two
+/// rows that share a GUID.
+pub(super) const CANDIDATES: &str = "SELECT m.ns, n.name, m.number \
+    FROM messages m INDEXED BY messages_guid, namespaces n \
     WHERE m.guid = ?1 AND m.box = ?2 AND n.id = m.ns ORDER BY m.uid";
 
 /// One mailbox being recovered: an XID that it gave is not given again.

@@ -343,27 +343,37 @@ pub(super) fn register(
     from: u32,
     below: u32,
 ) -> Result<(), Error> {
+    if from <= 1 {
+        begin_anew(db, mailbox, below)?;
+    }
     let mut start = from;
     let chunks = entries.chunks(CHUNK);
     let last = chunks.len().saturating_sub(1);
     for (n, chunk) in chunks.enumerate() {
         let end = chunk.last().map_or(start, |entry| entry.uid);
-        // The last chunk goes on to the end, so that what lies behind it goes in its transaction.
-        let end = if n == last {
-            end.max(below.saturating_sub(1))
-        } else {
-            end
-        };
+        // The last chunk goes on to the end: what lies behind its entries goes with it.
+        let end = if n == last { below - 1 } else { end };
         register_chunk(db, mailbox, start, end, chunk)?;
-        start = end.saturating_add(1);
+        start = end + 1;
     }
     if entries.is_empty() && below > from {
         register_chunk(db, mailbox, from, below - 1, &[])?;
     }
-    if from <= 1 {
-        remove_from(db, mailbox, below.max(start))?;
-    }
     remove_doubles(db, mailbox)
+}
+
+/// Covers nothing any more and removes the rows from the UID `below` on. In this order: a message
+/// that is noted meanwhile then leaves a gap to be asked for, not a hole that counts as covered.
+fn begin_anew(db: &Db, mailbox: &Mailbox, below: u32) -> Result<(), Error> {
+    let id = db.transaction(|| {
+        let mut writer = Writer::new(db);
+        writer.describe(&mailbox.guid, &mailbox.name, mailbox.uidvalidity)?;
+        writer.set_covered(&mailbox.guid, 0)?;
+        writer.finish()?;
+        Ok(writer.mailbox(&mailbox.guid)?.row.id)
+    })?;
+    while remove_chunk(db, id, below)? {}
+    Ok(())
 }
 
 /// One transaction of [`register`].
@@ -379,25 +389,12 @@ fn register_chunk(
         writer.describe(&mailbox.guid, &mailbox.name, mailbox.uidvalidity)?;
         writer.make_equal(&mailbox.guid, start, end, entries)?;
         // Below `start` there may be a gap again, when another process found a new UIDVALIDITY.
-        if start <= 1 || writer.covered(&mailbox.guid)?.saturating_add(1) >= start {
-            let covered = if start <= 1 {
-                end
-            } else {
-                writer.covered(&mailbox.guid)?.max(end)
-            };
-            writer.set_covered(&mailbox.guid, covered)?;
+        let covered = writer.covered(&mailbox.guid)?;
+        if covered.saturating_add(1) >= start {
+            writer.set_covered(&mailbox.guid, covered.max(end))?;
         }
         writer.finish()
     })
-}
-
-/// Removes the rows from a UID on, a chunk at a time.
-fn remove_from(db: &Db, mailbox: &Mailbox, uid: u32) -> Result<(), Error> {
-    let Some(row) = find_box(db, &mailbox.guid)? else {
-        return Ok(());
-    };
-    while remove_chunk(db, row.id, uid)? {}
-    Ok(())
 }
 
 /// Removes some of a mailbox's rows from a UID on. True when there may be more.
