@@ -622,6 +622,22 @@ int32_t imap_xid_recovery_take(struct imap_xid_recovery *recovery,
                                struct imap_xid *out);
 
 /**
+ * The XID of the message that had both this GUID and this UID. To be called for all messages
+ * before imap_xid_recovery_take() is called for those that are left: the mailbox may have held
+ * other copies with the same GUID, whose XIDs are not theirs.
+ *
+ * Returns as imap_xid_recovery_take().
+ *
+ * The caller promises:
+ * `recovery` is a recovery, `guid` points to `guid_len` octets, `out` to room for an XID.
+ */
+int32_t imap_xid_recovery_take_at(struct imap_xid_recovery *recovery,
+                                  const char *guid,
+                                  size_t guid_len,
+                                  uint32_t uid,
+                                  struct imap_xid *out);
+
+/**
  * Ends a recovery. NULL is fine.
  *
  * The caller promises:

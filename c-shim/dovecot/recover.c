@@ -154,30 +154,55 @@ static void xid_recover_locate(struct xid_recover *r)
 	}
 }
 
-/* What the registry still knows. */
-static int xid_recover_known(struct xid_recover *r)
+static int
+xid_recover_take(struct xid_recover *r, const struct xid_lost_mail *lost,
+		 bool same_uid, struct imap_xid *xid_r)
 {
-	struct xid_lost_mail *lost;
+	size_t len = strlen(lost->guid);
+
+	return same_uid ?
+		imap_xid_recovery_take_at(r->registry, lost->guid, len,
+					  lost->uid, xid_r) :
+		imap_xid_recovery_take(r->registry, lost->guid, len, xid_r);
+}
+
+/* The XID that the registry has for the message, unless another message of the
+   mailbox has it. Returns -1 on error. */
+static int
+xid_recover_known_mail(struct xid_recover *r, struct xid_lost_mail *lost,
+		       bool same_uid)
+{
 	struct imap_xid xid;
 	int ret;
 
-	array_foreach_modifiable(&r->mails, lost) {
-		if (lost->seq == 0 || *lost->guid == '\0')
-			continue;
-		while ((ret = imap_xid_recovery_take(r->registry, lost->guid,
-						     strlen(lost->guid),
-						     &xid)) > 0) {
-			lost->rec.number = xid.number;
-			lost->rec.ns = xid_recover_namespace(r, xid.ns,
-							     xid.ns_len);
-			if (!xid_recover_is_present(r, &lost->rec))
-				break;
-			i_zero(&lost->rec);
-		}
-		if (ret < 0) {
-			xid_mailbox_log_error(r->xbox, "looking for the "
-				"XIDs that messages had");
-			return -1;
+	while ((ret = xid_recover_take(r, lost, same_uid, &xid)) > 0) {
+		lost->rec.number = xid.number;
+		lost->rec.ns = xid_recover_namespace(r, xid.ns, xid.ns_len);
+		if (!xid_recover_is_present(r, &lost->rec))
+			return 0;
+		i_zero(&lost->rec);
+	}
+	if (ret < 0) {
+		xid_mailbox_log_error(r->xbox,
+			"looking for the XIDs that messages had");
+	}
+	return ret;
+}
+
+/* What the registry still knows. By UID first: the mailbox may hold several
+   messages of one GUID, and have held more. */
+static int xid_recover_known(struct xid_recover *r)
+{
+	struct xid_lost_mail *lost;
+	unsigned int pass;
+
+	for (pass = 0; pass < 2; pass++) {
+		array_foreach_modifiable(&r->mails, lost) {
+			if (lost->seq == 0 || lost->rec.number != 0 ||
+			    *lost->guid == '\0')
+				continue;
+			if (xid_recover_known_mail(r, lost, pass == 0) < 0)
+				return -1;
 		}
 	}
 	return 0;

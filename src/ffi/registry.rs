@@ -648,6 +648,38 @@ pub unsafe extern "C" fn imap_xid_recovery_take(
     })
 }
 
+/// The XID of the message that had both this GUID and this UID. To be called for all messages
+/// before imap_xid_recovery_take() is called for those that are left: the mailbox may have held
+/// other copies with the same GUID, whose XIDs are not theirs.
+///
+/// Returns as imap_xid_recovery_take().
+///
+/// # Safety
+/// `recovery` is a recovery, `guid` points to `guid_len` octets, `out` to room for an XID.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn imap_xid_recovery_take_at(
+    recovery: *mut imap_xid_recovery,
+    guid: *const c_char,
+    guid_len: usize,
+    uid: u32,
+    out: *mut imap_xid,
+) -> i32 {
+    status(|| {
+        // SAFETY: the caller's promise.
+        let (recovery, guid) =
+            unsafe { (given_mut(recovery, "recovery")?, octets(guid, guid_len)?) };
+        if out.is_null() {
+            return Err(argument("out is NULL"));
+        }
+        let Some(xid) = recovery.0.take_at(guid, uid)? else {
+            return Ok(0);
+        };
+        // SAFETY: the caller's promise.
+        unsafe { put(out, imap_xid::borrowing(xid), "out") }?;
+        Ok(1)
+    })
+}
+
 /// Ends a recovery. NULL is fine.
 ///
 /// # Safety

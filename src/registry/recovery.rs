@@ -14,6 +14,9 @@ pub(super) const CANDIDATES: &str = "SELECT m.ns, n.name, m.number \
     FROM messages m INDEXED BY messages_guid, namespaces n \
     WHERE m.guid = ?1 AND m.box = ?2 AND n.id = m.ns ORDER BY m.uid";
 
+const CANDIDATE_AT: &str = "SELECT m.ns, n.name, m.number FROM messages m, namespaces n \
+    WHERE m.box = ?1 AND m.uid = ?2 AND m.guid = ?3 AND n.id = m.ns";
+
 /// One mailbox being recovered: an XID that it gave is not given again.
 ///
 /// Candidates are the rows of the same mailbox GUID first, then those of mailboxes that were last
@@ -87,13 +90,40 @@ impl Recovery {
             }
             Ok(None)
         })?;
-        let Some((ns, name, number)) = found else {
+        Ok(found.and_then(|row| self.give(row)))
+    }
+
+    /// The XID of the message that had this GUID and this UID. Where UIDs were kept this is to be
+    /// asked for all messages before [`Recovery::take`]: a copy with the same GUID that was
+    /// expunged unnoticed still has its row, and must not lend its XID.
+    pub fn take_at(&mut self, guid: &[u8], uid: u32) -> Result<Option<Xid<'_>>, Error> {
+        if guid.is_empty() || uid == 0 {
             return Ok(None);
-        };
+        }
+        let found = self.registry.with_opening(self.opening, |db| {
+            for &id in &self.candidates {
+                let row: Option<(i64, String, i64)> =
+                    db.one(CANDIDATE_AT, (id, uid, guid), |row| {
+                        Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+                    })?;
+                let Some((ns, name, number)) = row else {
+                    continue;
+                };
+                let number = u64::try_from(number).unwrap_or(NUMBER_MAX);
+                if !self.used.contains(&(ns, number)) {
+                    return Ok(Some((ns, name, number)));
+                }
+            }
+            Ok(None)
+        })?;
+        Ok(found.and_then(|row| self.give(row)))
+    }
+
+    fn give(&mut self, (ns, name, number): (i64, String, u64)) -> Option<Xid<'_>> {
         self.used.insert((ns, number));
         let name = self.names.entry(ns).or_insert_with(|| name.into());
         // A name or number outside the grammar was not written by us; the message gets a new XID.
-        Ok(Xid::new(name.as_bytes(), number).ok())
+        Xid::new(name.as_bytes(), number).ok()
     }
 
     fn first_unused(
