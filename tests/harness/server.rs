@@ -563,6 +563,10 @@ impl Dovecot {
             .map(|list| list.clone())
             .unwrap_or_default();
         let is_fault = |line: &str| {
+            // A process that was still starting when the server was stopped.
+            if line.contains("Fatal: Error reading configuration") {
+                return false;
+            }
             line.contains("Panic: ")
                 || line.contains("Fatal: ")
                 || line.contains("killed with signal")

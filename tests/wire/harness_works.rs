@@ -110,7 +110,9 @@ fn the_plug_in_is_loaded_by_every_process() {
         let maps = std::fs::read_to_string(format!("/proc/{}/maps", pids[0])).unwrap();
         assert!(maps.contains("libimap_xid"), "{process} has no plug-in");
     }
-    let output = server.doveadm(&["-D", "mailbox", "status", "-u", "alice", "messages", "INBOX"]);
+    let output = server.doveadm(&[
+        "-D", "mailbox", "status", "-u", "alice", "messages", "INBOX",
+    ]);
     assert!(output.stdout.contains("messages=2"), "{output:?}");
     for file in ["lib20_xid_plugin.so", "lib20_doveadm_xid_plugin.so"] {
         assert!(output.stderr.contains(file), "{file}: {output:?}");
