@@ -94,6 +94,14 @@ impl Dovecot {
         let mut seen: HashMap<String, String> = HashMap::new();
         let mut all = BTreeMap::new();
         for mailbox in list.lines() {
+            // A parent that is no mailbox itself.
+            if self
+                .doveadm(&["mailbox", "status", "-u", user, "messages", mailbox])
+                .code
+                != 0
+            {
+                continue;
+            }
             let messages = self.checked(user, &format!("\"{mailbox}\""));
             for xid in xids(&messages) {
                 if let Some(other) = seen.insert(xid.clone(), mailbox.to_owned()) {

@@ -89,7 +89,7 @@ impl Setup {
         self
     }
 
-    /// Lines put at the end of the configuration as they are.
+    /// Lines put at the end of the configuration as they are, but `@TREE@` is the server's folder.
     pub fn conf(mut self, lines: &str) -> Setup {
         self.extra.push_str(lines);
         self.extra.push('\n');
@@ -153,7 +153,7 @@ impl Setup {
         for (key, value) in &self.top {
             let _ = writeln!(conf, "{key} = {value}");
         }
-        conf.push_str(&self.extra);
+        conf.push_str(&self.extra.replace("@TREE@", &place.tree.to_string_lossy()));
         conf
     }
 

@@ -245,9 +245,11 @@ fn many_processes(format: Format) {
     for n in 0..5 {
         client.append("Source", &message(n));
     }
+    // Stock Dovecot itself panics now and then when several processes create an INBOX at once.
+    client.append("INBOX", &message(6));
     let each = 40;
     write_from_everywhere(&server, each);
-    let expected = 3 * each + 2 * (each / 2) + 5 * (each / 5) + each / 5;
+    let expected = 3 * each + 2 * (each / 2) + 5 * (each / 5) + each / 5 + 1;
     assert_eq!(server.checked("alice", "INBOX").len(), expected);
     server.checked_all("alice");
 }

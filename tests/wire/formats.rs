@@ -215,7 +215,7 @@ fn a_shared_namespace_has_one_counter_for_all_its_users() {
     for format in Format::ALL {
         let public = format!(
             "namespace public {{\n  prefix = Public/\n  separator = /\n  list = yes\n  \
-             subscriptions = no\n  location = {}:%{{home}}/../../public\n}}\n",
+             subscriptions = no\n  location = {}:@TREE@/public\n}}\n",
             format.name()
         );
         let server = Dovecot::setup().format(format).conf(&public).start();
