@@ -52,6 +52,22 @@
 #define IMAP_XID_UID_SOURCE_CLUSTER 2
 
 /**
+ * Room for the longest message GUID and a NUL.
+ */
+#define IMAP_XID_GUID_SIZE 256
+
+/**
+ * Room for a mailbox name and a NUL; longer ones are cut.
+ */
+#define IMAP_XID_NAME_SIZE 256
+
+/**
+ * Buckets of the histogram of waits: up to 1, 3, 10, 30, 100, 300 milliseconds, 1, 3, 10, 30,
+ * 100, 300 seconds, and longer.
+ */
+#define IMAP_XID_WAIT_BUCKETS 13
+
+/**
  * What went wrong, as the negative value that the functions return. imap_xid_last_error() has
  * the words.
  */
@@ -129,6 +145,18 @@ typedef struct imap_xid_set imap_xid_set;
  * imap_xid_state_new(), ended by imap_xid_state_free(). One thread at a time.
  */
 typedef struct imap_xid_state imap_xid_state;
+
+/**
+ * A mail root's table as an assigner uses it, who says which UIDs are stable. Made by
+ * imap_xid_table_open(), ended by imap_xid_table_close(). One thread at a time.
+ */
+typedef struct imap_xid_table imap_xid_table;
+
+/**
+ * What wakes a process that waits in an event loop. Made by imap_xid_waiter_open(), ended by
+ * imap_xid_waiter_close().
+ */
+typedef struct imap_xid_waiter imap_xid_waiter;
 
 /**
  * An XID. It borrows its namespace: the function that fills one in says from where, and for how
@@ -210,6 +238,150 @@ typedef struct imap_xid_entry {
      */
     size_t guid_len;
 } imap_xid_entry;
+
+/**
+ * A wait that was announced with imap_xid_box_wait_begin(). Its fields are the library's.
+ */
+typedef struct imap_xid_wait {
+    /**
+     * The library's own.
+     */
+    uint32_t index;
+    /**
+     * Not used.
+     */
+    uint32_t reserved;
+    /**
+     * When it began, in milliseconds since the boot.
+     */
+    uint64_t since;
+} imap_xid_wait;
+
+/**
+ * What the table says of a mailbox.
+ */
+typedef struct imap_xid_table_box {
+    /**
+     * The mailbox GUID.
+     */
+    uint8_t guid[16];
+    /**
+     * What all UIDs here are of.
+     */
+    uint32_t uidvalidity;
+    /**
+     * Every UID up to here is stable.
+     */
+    uint32_t watermark;
+    /**
+     * The highest UID that is known to be given: no advance goes above it.
+     */
+    uint32_t last_uid;
+    /**
+     * Messages above the watermark.
+     */
+    uint32_t pending;
+    /**
+     * Commands that wait for UIDs.
+     */
+    uint32_t waiters;
+    /**
+     * Up to here the node promised to renumber nothing; UINT32_MAX: everything counts.
+     */
+    uint32_t promised;
+    /**
+     * For how many milliseconds the lowest pending UID has been pending; -1: nothing is.
+     */
+    int64_t oldest_pending_ms;
+    /**
+     * For how many milliseconds the first of the waiters has waited; -1: none.
+     */
+    int64_t oldest_wait_ms;
+    /**
+     * For how many more milliseconds the gate is closed; 0: it is open.
+     */
+    uint64_t gate_ms;
+    /**
+     * For how many more milliseconds the mailbox is on hold; 0: it is not.
+     */
+    uint64_t hold_ms;
+    /**
+     * The name, NUL-terminated, as it was when the mailbox was last opened.
+     */
+    char name[IMAP_XID_NAME_SIZE];
+} imap_xid_table_box;
+
+/**
+ * A message whose UID is not stable.
+ */
+typedef struct imap_xid_pending {
+    /**
+     * Its UID.
+     */
+    uint32_t uid;
+    /**
+     * Octets of the GUID; 0 when it is not known.
+     */
+    uint32_t guid_len;
+    /**
+     * The number of its XID; 0 when it has none.
+     */
+    uint64_t number;
+    /**
+     * For how many milliseconds it has been pending.
+     */
+    int64_t age_ms;
+    /**
+     * The namespace of its XID, NUL-terminated.
+     */
+    char ns[IMAP_XID_NAMESPACE_SIZE];
+    /**
+     * The message GUID, NUL-terminated.
+     */
+    char guid[IMAP_XID_GUID_SIZE];
+} imap_xid_pending;
+
+/**
+ * What an operator watches, since the table was made (a boot, mostly).
+ */
+typedef struct imap_xid_counters {
+    /**
+     * Mailboxes in the table.
+     */
+    uint64_t mailboxes;
+    /**
+     * Messages whose UIDs are not stable, in all mailboxes.
+     */
+    uint64_t pending;
+    /**
+     * Waits for UIDs that ended, however they did.
+     */
+    uint64_t waits;
+    /**
+     * Those of them that ended by their time-out.
+     */
+    uint64_t timeouts;
+    /**
+     * Commits that waited for a gate.
+     */
+    uint64_t gate_waits;
+    /**
+     * Times that a watermark rose.
+     */
+    uint64_t advances;
+    /**
+     * Repairs after a process was killed while it changed the table.
+     */
+    uint64_t repairs;
+    /**
+     * Milliseconds of all waits together.
+     */
+    uint64_t wait_ms;
+    /**
+     * Waits by how long they took.
+     */
+    uint64_t wait_buckets[IMAP_XID_WAIT_BUCKETS];
+} imap_xid_counters;
 
 #ifdef __cplusplus
 extern "C" {
@@ -644,6 +816,346 @@ int32_t imap_xid_recovery_take_at(struct imap_xid_recovery *recovery,
  * `recovery` is NULL or a recovery that is not used again.
  */
 void imap_xid_recovery_free(struct imap_xid_recovery *recovery);
+
+/**
+ * Gives the mailbox its place in the table. Needed before any other call on its watermark; again
+ * whenever the mailbox was opened anew. `last_uid` is the highest UID that was ever given in the
+ * mailbox (its UIDNEXT - 1), also by others: a mailbox without a watermark starts there, with all
+ * that it holds as stable. The box must have been opened with its UIDVALIDITY.
+ *
+ * Returns 0, or 1 when messages above the watermark may be missing from the table (after a
+ * reboot, or because a process was killed right after its commit): then add all messages above
+ * imap_xid_box_watermark() with imap_xid_box_pending_add(), and say imap_xid_box_pending_filled().
+ * Or an error: then no UID above the last known watermark may be shown.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox.
+ */
+int32_t imap_xid_box_attach(struct imap_xid_box *xbox,
+                            uint32_t last_uid);
+
+/**
+ * The watermark: every UID up to it is stable. A few loads; no lock, no system call. It never
+ * goes down under one UIDVALIDITY. 0 when the mailbox was not attached.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox.
+ */
+uint32_t imap_xid_box_watermark(const struct imap_xid_box *xbox);
+
+/**
+ * Tells the table of messages that were just committed and whose UIDs are not stable, in the
+ * order of their UIDs. Those at or below the watermark and those that are there already are
+ * passed over.
+ *
+ * Returns 0, or an error. The messages stay committed all the same, and their UIDs wait:
+ * imap_xid_box_attach() will ask for them.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox, `entries` points to `n` entries whose texts are valid.
+ */
+int32_t imap_xid_box_pending_add(struct imap_xid_box *xbox,
+                                 const struct imap_xid_entry *entries,
+                                 size_t n);
+
+/**
+ * Says that every message up to last_uid was added, or is expunged: the answer to a 1 of
+ * imap_xid_box_attach().
+ *
+ * Returns 0, or an error.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox.
+ */
+int32_t imap_xid_box_pending_filled(struct imap_xid_box *xbox, uint32_t last_uid);
+
+/**
+ * Takes a message out of the pending ones that was expunged.
+ *
+ * Returns 1, 0 when it was not pending, or an error that need not stop anything.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox.
+ */
+int32_t imap_xid_box_pending_remove(struct imap_xid_box *xbox, uint32_t uid);
+
+/**
+ * The lowest UID that is not stable, and for how many milliseconds it has been so.
+ *
+ * Returns 1 and stores both, 0 when nothing is pending, or an error.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox, `uid_out` and `age_ms_out` point to room for their values.
+ */
+int32_t imap_xid_box_oldest_pending(struct imap_xid_box *xbox,
+                                    uint32_t *uid_out,
+                                    int64_t *age_ms_out);
+
+/**
+ * Sleeps until every UID up to `uid` is stable, `timeout_ms` at most. For programs without an
+ * event loop; others use imap_xid_waiter_open().
+ *
+ * Returns 1 when it is so, 0 when the time is over or a signal came before (look at the clock),
+ * or an error.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox.
+ */
+int32_t imap_xid_box_wait(struct imap_xid_box *xbox,
+                          uint32_t uid,
+                          uint32_t timeout_ms);
+
+/**
+ * Announces that a command of this process waits for `uid`, so that operators and assigners see
+ * it. To be paired with imap_xid_box_wait_end(); what a killed process leaves is forgotten. A
+ * wait that cannot be announced is a wait all the same.
+ *
+ * Returns 0, or an error that need not stop anything.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox, `out` points to room for a struct imap_xid_wait.
+ */
+int32_t imap_xid_box_wait_begin(struct imap_xid_box *xbox,
+                                uint32_t uid,
+                                struct imap_xid_wait *out);
+
+/**
+ * Ends an announced wait and counts it; `timed_out` not 0 when it ended by its time. One that
+ * could not be announced is passed over.
+ *
+ * Returns 0, or an error that need not stop anything.
+ *
+ * The caller promises:
+ * `xbox` is the mailbox of the wait, `wait` points to what imap_xid_box_wait_begin() stored.
+ */
+int32_t imap_xid_box_wait_end(struct imap_xid_box *xbox,
+                              const struct imap_xid_wait *wait,
+                              uint32_t timed_out);
+
+/**
+ * Whether new commits to the mailbox must wait: its gate is closed. A load when it is not.
+ *
+ * Returns 0 when the gate is open, 1 when it is closed, or an error, which counts as open.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox.
+ */
+int32_t imap_xid_box_gate(const struct imap_xid_box *xbox);
+
+/**
+ * Sleeps until the mailbox's gate is open, by hand or because its lease is over, `timeout_ms` at
+ * most; counts the wait if there is one. Hold no lock meanwhile.
+ *
+ * Returns 1 when it is open, 0 when the time is over or a signal came before, or an error, which
+ * counts as open.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox.
+ */
+int32_t imap_xid_box_gate_wait(struct imap_xid_box *xbox,
+                               uint32_t timeout_ms);
+
+/**
+ * Up to which UID this node promised its peers to renumber nothing. UINT32_MAX: not known since
+ * the boot, so everything counts as promised. Loads only.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox.
+ */
+uint32_t imap_xid_box_promised(const struct imap_xid_box *xbox);
+
+/**
+ * Makes something for an event loop to watch: from here on it is readable after every advance of
+ * any mailbox in the root, and whenever a gate opens. One for each process and root does; keep it
+ * only while something waits. Look at the watermark once after this call, for an advance that
+ * came before. Starts no thread.
+ *
+ * Returns 0 and the waiter in `*out`, or an error.
+ *
+ * The caller promises:
+ * `root` is a root, `out` points to room for a pointer.
+ */
+int32_t imap_xid_waiter_open(struct imap_xid_root *root,
+                             struct imap_xid_waiter **out);
+
+/**
+ * The descriptor to watch for reading. It belongs to the waiter.
+ *
+ * The caller promises:
+ * `waiter` is a waiter.
+ */
+int32_t imap_xid_waiter_fd(const struct imap_xid_waiter *waiter);
+
+/**
+ * To be called when the descriptor is readable, before looking at the watermarks.
+ *
+ * Returns 0, or 1 when the waiter will not be woken any more since somebody removed its file:
+ * close it and open another.
+ *
+ * The caller promises:
+ * `waiter` is a waiter.
+ */
+int32_t imap_xid_waiter_drain(struct imap_xid_waiter *waiter);
+
+/**
+ * Ends a waiter. NULL is fine. Stop watching its descriptor before.
+ *
+ * The caller promises:
+ * `waiter` is NULL or a waiter that is not used again.
+ */
+void imap_xid_waiter_close(struct imap_xid_waiter *waiter);
+
+/**
+ * Whether a command with this set of UIDs (as "1:4,9,12:*") must wait. `last_uid` is the UID of
+ * the last message that is there as the command comes. Sets that hosts accept beyond the grammar
+ * are judged too.
+ *
+ * Returns 0 when it need not, or 1 and stores until the watermark is at which UID; or
+ * IMAP_XID_ERR_SYNTAX.
+ *
+ * The caller promises:
+ * `set` points to `len` octets, `wait_for_uid_out` to room for a UID.
+ */
+int32_t imap_xid_uidset_reach(const char *set,
+                              size_t len,
+                              uint32_t watermark,
+                              uint32_t last_uid,
+                              uint32_t *wait_for_uid_out);
+
+/**
+ * Cuts a set of UIDs down to what was there when the last message had the UID `last_uid`: "*"
+ * becomes that UID, what lies above goes. What came while a command waited is then not its
+ * business. Stores the set as text, NUL-terminated; "" when nothing is left of it.
+ *
+ * Returns the octets without the NUL, IMAP_XID_ERR_SPACE when `out` is too small (6 octets for
+ * each octet of the set and 1 are always enough), or IMAP_XID_ERR_SYNTAX.
+ *
+ * The caller promises:
+ * `set` points to `len` octets, `out` to `out_size` octets of room.
+ */
+int32_t imap_xid_uidset_clamp(const char *set,
+                              size_t len,
+                              uint32_t last_uid,
+                              char *out,
+                              size_t out_size);
+
+/**
+ * Opens a mail root's table for an assigner. `dir` is NUL-terminated and must exist.
+ *
+ * Returns 0 and the table in `*out`, or an error.
+ *
+ * The caller promises:
+ * `dir` is a C string, `out` points to room for a pointer.
+ */
+int32_t imap_xid_table_open(const char *dir, struct imap_xid_table **out);
+
+/**
+ * Ends a table. NULL is fine.
+ *
+ * The caller promises:
+ * `table` is NULL or a table that is not used again.
+ */
+void imap_xid_table_close(struct imap_xid_table *table);
+
+/**
+ * Gives the mailboxes of the table one by one: those that were opened since the boot. After the
+ * last one comes a 0, and then the first one again.
+ *
+ * Returns 1 and stores a mailbox, 0 after the last, or an error.
+ *
+ * The caller promises:
+ * `table` is a table, `out` points to room for a struct imap_xid_table_box.
+ */
+int32_t imap_xid_table_next(struct imap_xid_table *table,
+                            struct imap_xid_table_box *out);
+
+/**
+ * One mailbox of the table.
+ *
+ * Returns 1 and stores it, 0 when the table does not have it, or an error.
+ *
+ * The caller promises:
+ * `table` is a table, `guid` points to 16 octets, `out` to room for a struct imap_xid_table_box.
+ */
+int32_t imap_xid_table_find(struct imap_xid_table *table,
+                            const uint8_t *guid,
+                            struct imap_xid_table_box *out);
+
+/**
+ * Gives what is pending in a mailbox, by ascending UID: the messages with UIDs above `above`, at
+ * most `room` of them. Ask again with the last UID for more.
+ *
+ * Returns how many were stored (0: there are no more), or an error.
+ *
+ * The caller promises:
+ * `table` is a table, `guid` points to 16 octets, `out` to room for `room` entries.
+ */
+int32_t imap_xid_table_pending(struct imap_xid_table *table,
+                               const uint8_t *guid,
+                               uint32_t above,
+                               struct imap_xid_pending *out,
+                               size_t room);
+
+/**
+ * Makes every UID of a mailbox up to `uid` stable, durably, and wakes who waits for them. The
+ * watermark never goes down. A UID above the highest that was given is refused; so is a mailbox
+ * that is on hold.
+ *
+ * Returns 1 when the watermark rose, 0 when it was there or above already, or an error.
+ *
+ * The caller promises:
+ * `table` is a table, `guid` points to 16 octets.
+ */
+int32_t imap_xid_table_advance(struct imap_xid_table *table,
+                               const uint8_t *guid,
+                               uint32_t uid);
+
+/**
+ * Holds a mailbox: no advance, whoever's, is allowed for `lease_ms` milliseconds from now; 0
+ * releases it, whoever holds it. Call again before the lease ends to go on.
+ *
+ * Returns 0, or an error: IMAP_XID_ERR_BUSY when another process holds it.
+ *
+ * The caller promises:
+ * `table` is a table, `guid` points to 16 octets.
+ */
+int32_t imap_xid_table_hold(struct imap_xid_table *table,
+                            const uint8_t *guid,
+                            uint64_t lease_ms);
+
+/**
+ * Closes a mailbox's gate: new commits wait, for `lease_ms` milliseconds from now at most; 0
+ * opens it, whoever closed it. Call again before the lease ends to go on.
+ *
+ * Returns 0, or an error: IMAP_XID_ERR_BUSY when another process closed it.
+ *
+ * The caller promises:
+ * `table` is a table, `guid` points to 16 octets.
+ */
+int32_t imap_xid_table_gate(struct imap_xid_table *table,
+                            const uint8_t *guid,
+                            uint64_t lease_ms);
+
+/**
+ * Sleeps until messages became pending in any mailbox since the last call (or since the table
+ * was opened), `timeout_ms` at most.
+ *
+ * Returns 1 when some did, 0 when the time is over or a signal came before, or an error.
+ *
+ * The caller promises:
+ * `table` is a table.
+ */
+int32_t imap_xid_table_wait(struct imap_xid_table *table, uint32_t timeout_ms);
+
+/**
+ * Stores the table's counters.
+ *
+ * Returns 0, or an error.
+ *
+ * The caller promises:
+ * `table` is a table, `out` points to room for a struct imap_xid_counters.
+ */
+int32_t imap_xid_table_counters(struct imap_xid_table *table, struct imap_xid_counters *out);
 
 #ifdef __cplusplus
 }  // extern "C"

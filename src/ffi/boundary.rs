@@ -59,6 +59,11 @@ impl Failure {
             text: text.into(),
         }
     }
+
+    /// The words.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
 }
 
 /// What a function answers when its body panicked.

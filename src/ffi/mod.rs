@@ -8,6 +8,7 @@
 
 mod boundary;
 mod registry;
+mod table;
 mod xid;
 
 #[cfg(feature = "dovecot")]
@@ -15,4 +16,5 @@ mod dovecot;
 
 pub use boundary::*;
 pub use registry::*;
+pub use table::*;
 pub use xid::*;

@@ -13,7 +13,7 @@ use super::boundary::{Failure, boundary, free, given, given_mut, octets, put, st
 use super::xid::{imap_xid, imap_xid_state};
 use crate::log::{self, Level};
 use crate::registry::{BoxGuid, Entry, Error, Mailbox, Recovery, Registry};
-use crate::table::{Opened, Table, TakeError};
+use crate::table::{Current, TakeError};
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
@@ -62,7 +62,7 @@ pub struct imap_xid_root(pub(crate) Arc<Root>);
 pub(crate) struct Root {
     pub(crate) registry: Arc<Registry>,
     /// `None` when it cannot be used; numbers then come from blocks of this process alone.
-    pub(crate) table: Option<Table>,
+    pub(crate) table: Option<Current>,
     #[allow(dead_code)] // Read by the waiting side.
     pub(crate) uid_source: u32,
 }
@@ -71,6 +71,7 @@ pub(crate) struct Root {
 pub struct imap_xid_box {
     pub(crate) root: Arc<Root>,
     pub(crate) mailbox: Mailbox,
+    pub(crate) attached: super::table::Attachment,
 }
 
 /// One message: UID, XID and GUID.
@@ -177,15 +178,9 @@ fn open_root(dir: &[u8], namespace: &[u8], uid_source: u32) -> Result<Root, Fail
     let dir = Path::new(std::ffi::OsStr::from_bytes(dir));
     let namespace = crate::xid::check_namespace(namespace)?;
     let registry = Arc::new(Registry::new(dir, namespace)?);
-    let table = match Table::open(dir) {
+    let table = match Current::open(dir) {
         Ok((table, opened)) => {
-            if let Opened::Rebuilt(why) = opened {
-                let path = table.path().display();
-                log::line(
-                    Level::Warning,
-                    &format!("{path} was damaged ({why}): made anew"),
-                );
-            }
+            super::table::report(dir, opened);
             Some(table)
         }
         Err(e) => {
@@ -245,7 +240,7 @@ impl Root {
         let Some(table) = &self.table else {
             return Ok(self.registry.take_numbers(above, count)?);
         };
-        match table.take_numbers(above, count, |from, count| {
+        match table.table().take_numbers(above, count, |from, count| {
             self.registry.reserve(from, count)
         }) {
             Ok(first) => Ok(first),
@@ -262,8 +257,9 @@ impl Root {
 
     fn highest_given(&self) -> Result<u64, Failure> {
         // A table that was deleted under us does not see what others take from the next one.
-        let table = self.table.as_ref().filter(|table| table.is_current());
-        match table.and_then(Table::highest_given) {
+        let table = self.table.as_ref().map(Current::table);
+        let table = table.filter(|table| table.is_current());
+        match table.and_then(|table| table.highest_given()) {
             Some(number) => Ok(number),
             None => Ok(self.registry.reserved()?),
         }
@@ -323,7 +319,10 @@ pub unsafe extern "C" fn imap_xid_box_open(
         let handle = imap_xid_box {
             root: Arc::clone(&root.0),
             mailbox,
+            attached: super::table::Attachment::default(),
         };
+        // A table that was deleted or replaced while this process used it is noticed here.
+        root.0.refresh_table();
         // SAFETY: the caller's promise.
         unsafe { put(out, Box::into_raw(Box::new(handle)), "out") }?;
         Ok(0)
@@ -690,7 +689,7 @@ pub unsafe extern "C" fn imap_xid_recovery_free(recovery: *mut imap_xid_recovery
     boundary(|| unsafe { free(recovery) })
 }
 
-fn argument(text: &str) -> Failure {
+pub(crate) fn argument(text: &str) -> Failure {
     Failure::new(IMAP_XID_ERR_ARGUMENT, text)
 }
 
@@ -698,7 +697,7 @@ fn argument(text: &str) -> Failure {
 ///
 /// # Safety
 /// `text` is NULL or NUL-terminated and unchanged during the call.
-unsafe fn c_text<'a>(text: *const c_char, what: &str) -> Result<&'a [u8], Failure> {
+pub(crate) unsafe fn c_text<'a>(text: *const c_char, what: &str) -> Result<&'a [u8], Failure> {
     if text.is_null() {
         return Err(argument(&format!("{what} is NULL")));
     }

@@ -21,6 +21,7 @@ mod numbers;
 mod recovery;
 mod rows;
 mod verify;
+mod watermarks;
 mod witness;
 
 #[cfg(test)]
@@ -414,36 +415,6 @@ impl Registry {
             self.ingest(db)?;
             Recovery::begin(Arc::clone(self), db, opening, mailbox)
         })
-    }
-
-    // Watermarks (spec part 6)
-
-    /// The watermark last stored for a mailbox under this UIDVALIDITY.
-    pub fn watermark(&self, guid: &BoxGuid, uidvalidity: u32) -> Result<Option<u32>, Error> {
-        self.insist(|db, _| {
-            db.one(
-                "SELECT uid FROM watermarks WHERE guid = ?1 AND uidvalidity = ?2",
-                (guid.as_slice(), uidvalidity),
-                |row| row.get(0),
-            )
-        })
-    }
-
-    /// Stores a watermark; it survives a power loss when this returns. It never falls under one
-    /// UIDVALIDITY.
-    pub fn set_watermark(&self, guid: &BoxGuid, uidvalidity: u32, uid: u32) -> Result<(), Error> {
-        self.insist(|db, _| {
-            db.durably(|| {
-                db.run(
-                    "INSERT INTO watermarks(guid, uidvalidity, uid) VALUES(?1, ?2, ?3) \
-                     ON CONFLICT(guid) DO UPDATE SET uid = excluded.uid, \
-                     uidvalidity = excluded.uidvalidity \
-                     WHERE uidvalidity <> excluded.uidvalidity OR uid < excluded.uid",
-                    (guid.as_slice(), uidvalidity, uid),
-                )
-            })
-        })?;
-        Ok(())
     }
 
     // For the administrator

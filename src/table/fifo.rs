@@ -12,7 +12,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -29,7 +28,6 @@ const UNOPENED_LIMIT: Duration = Duration::from_secs(60);
 
 /// This process's FIFO in a mail root.
 pub struct Waiter {
-    table: Arc<Table>,
     fifo: File,
     path: PathBuf,
 }
@@ -37,7 +35,7 @@ pub struct Waiter {
 impl Waiter {
     /// Makes the FIFO. From here on it is readable after every advance in the mail root; look at
     /// the watermark once after this, for an advance that came before.
-    pub fn open(table: &Arc<Table>) -> Result<Waiter, Error> {
+    pub fn open(table: &Table) -> Result<Waiter, Error> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let folder = folder_of(table.path());
         make_folder(&folder)?;
@@ -57,11 +55,7 @@ impl Waiter {
             return Err(Error::io("name", &path, e));
         }
         table.map.header().fifos.0.arrived();
-        Ok(Waiter {
-            table: Arc::clone(table),
-            fifo,
-            path,
-        })
+        Ok(Waiter { fifo, path })
     }
 
     /// The descriptor to watch for reading.
@@ -72,13 +66,13 @@ impl Waiter {
     /// Empties the FIFO. Do this first, then look at the watermarks: the other way round loses
     /// an advance between the two.
     ///
-    /// `false`: the mail root has another table by now, or somebody removed the FIFO. Then attach
-    /// the mailboxes again and open another waiter.
+    /// `false`: somebody removed the FIFO, so that nothing wakes this waiter any more: open
+    /// another. A FIFO serves the mail root, not one table: when the table was replaced, the next
+    /// one rings it too; attach the mailboxes again.
     pub fn drain(&self) -> bool {
         let mut buffer = [0; 4096];
         while matches!((&self.fifo).read(&mut buffer), Ok(n) if n == buffer.len()) {}
-        let linked = self.fifo.metadata().is_ok_and(|meta| meta.nlink() > 0);
-        linked && self.table.is_current()
+        self.fifo.metadata().is_ok_and(|meta| meta.nlink() > 0)
     }
 }
 

@@ -65,6 +65,9 @@ pub(super) struct Header {
     /// First slots of the trie, by the low bits of the GUID's hash. Written under `lock` after
     /// the slot is whole; read by everyone.
     pub roots: [AtomicU32; ROOTS],
+    /// Bumped when pending entries were added: what an assigner sleeps on. Its watermark is not
+    /// used.
+    pub commits: Line<Mark>,
 }
 
 /// A cache line of its own.
@@ -225,6 +228,7 @@ const _: () = {
     assert!(std::mem::offset_of!(Header, fifos) == 448);
     assert!(std::mem::offset_of!(Header, counters) == 512);
     assert!(std::mem::offset_of!(Header, roots) == 704);
+    assert!(std::mem::offset_of!(Header, commits) == 960);
     // What a command's check and a waiter touch is on one cache line.
     assert!(std::mem::offset_of!(Slot, mark) == 40);
     assert!(std::mem::offset_of!(Slot, uidvalidity) == 64);

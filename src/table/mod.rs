@@ -7,8 +7,10 @@
 //! Who does what: [`file`] makes, checks, maps and grows the file; [`layout`] says what is where;
 //! [`lock`] is the mutex whose owner may die and [`repair`] what follows; [`words`] are the words
 //! that need no lock; [`pool`] hands out blocks of the file; [`mailbox`], [`tail`] and [`wait`]
-//! are what the table is for; [`fifo`] wakes event loops.
+//! are what the table is for; [`fifo`] wakes event loops; [`current`] is the table of a mail
+//! root, opened again when it was replaced.
 
+mod current;
 mod fifo;
 mod file;
 mod layout;
@@ -31,6 +33,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+pub use current::Current;
 pub use fifo::Waiter;
 use file::Mapped;
 pub use layout::WAIT_BUCKETS_MS;

@@ -43,6 +43,7 @@ impl Writer<'_> {
             // Whoever died may have been about to.
             wake_all(&slot.mark);
         }
+        wake_all(&self.map.header().commits.0);
         add(&self.map.header().counters.repairs, 1);
         Ok(())
     }

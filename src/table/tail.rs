@@ -68,7 +68,10 @@ impl Mailbox {
         let slot = self.slot();
         entries
             .iter()
-            .try_for_each(|entry| writer.add_pending(slot, entry))
+            .try_for_each(|entry| writer.add_pending(slot, entry))?;
+        // Within the lock, so that who is killed before this leaves it to the repair.
+        wake_all(&self.table.map.header().commits.0);
+        Ok(())
     }
 
     /// Says that every message up to this UID was added, or is expunged.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::layout::{Slot, WAIT_BUCKETS_MS, WAIT_TAG, WaitCell};
 use super::mailbox::Mailbox;
 use super::pool::{Writer, add};
+use super::words::Mark;
 use super::{Error, Table};
 
 /// How long one sleep may be.
@@ -86,33 +87,8 @@ impl Mailbox {
 
     fn sleep_until(&self, limit: Duration, done: impl Fn() -> bool) -> Waited {
         let mark = &self.slot().mark;
-        let end = Instant::now() + limit;
-        loop {
-            mark.enter();
-            let ticket = mark.ticket();
-            if done() {
-                mark.leave();
-                return Waited::Done;
-            }
-            let mut sleep = LOOK_UP.min(end.saturating_duration_since(Instant::now()));
-            if let Some(left) = self.gate_closed() {
-                sleep = sleep.min(Duration::from_millis(left));
-            }
-            let interrupted = futex_wait(mark.futex(), ticket, sleep);
-            mark.leave();
-            if done() {
-                return Waited::Done;
-            }
-            if interrupted {
-                return Waited::Interrupted;
-            }
-            if Instant::now() >= end {
-                return Waited::TimedOut;
-            }
-            if !self.table.is_current() {
-                return Waited::Replaced;
-            }
-        }
+        self.table
+            .sleep_on(mark, limit, || self.gate_closed(), done)
     }
 
     /// Announces a wait of this process for `uid`, so that an operator and an assigner see it.
@@ -157,6 +133,55 @@ impl Mailbox {
 }
 
 impl Table {
+    /// How often pending entries were added: hand it to [`Table::wait_for_commits`].
+    pub fn commits(&self) -> u32 {
+        self.map.header().commits.0.ticket()
+    }
+
+    /// Sleeps until pending entries were added since [`Table::commits`] was `seen`, in any mailbox.
+    pub fn wait_for_commits(&self, seen: u32, limit: Duration) -> Waited {
+        let mark = &self.map.header().commits.0;
+        self.sleep_on(mark, limit, || None, || mark.ticket() != seen)
+    }
+
+    /// Sleeps on a word until `done`. `at_most` says in how many milliseconds something ends by
+    /// itself, without anyone who wakes.
+    fn sleep_on(
+        &self,
+        mark: &Mark,
+        limit: Duration,
+        at_most: impl Fn() -> Option<u64>,
+        done: impl Fn() -> bool,
+    ) -> Waited {
+        let end = Instant::now() + limit;
+        loop {
+            mark.enter();
+            let ticket = mark.ticket();
+            if done() {
+                mark.leave();
+                return Waited::Done;
+            }
+            let mut sleep = LOOK_UP.min(end.saturating_duration_since(Instant::now()));
+            if let Some(left) = at_most() {
+                sleep = sleep.min(Duration::from_millis(left));
+            }
+            let interrupted = futex_wait(mark.futex(), ticket, sleep);
+            mark.leave();
+            if done() {
+                return Waited::Done;
+            }
+            if interrupted {
+                return Waited::Interrupted;
+            }
+            if Instant::now() >= end {
+                return Waited::TimedOut;
+            }
+            if !self.is_current() {
+                return Waited::Replaced;
+            }
+        }
+    }
+
     fn count_wait(&self, ms: u64, timed_out: bool) {
         let counters = &self.map.header().counters;
         add(&counters.waits, 1);
