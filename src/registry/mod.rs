@@ -466,6 +466,15 @@ impl Registry {
         self.ask(|db| verify::verify(db, witness, &self.namespace))
     }
 
+    /// Moves the registry aside, as is done with one that proves broken; the next call makes a new
+    /// one, of a new incarnation.
+    pub fn set_aside(&self, why: &str) -> Result<(), Error> {
+        match self.ask(|db| Err::<(), _>(db.broken(why))) {
+            Err(Error::Broken { .. }) => Ok(()),
+            other => other,
+        }
+    }
+
     // The open file
 
     /// Runs `work`; a registry that proves broken is moved aside, and `work` runs again on a new

@@ -76,6 +76,26 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// The index of a mailbox cannot be understood.
+    #[error("{mailbox}: cannot read its index: {why}: use the xidctl of the plug-in's own release")]
+    Index {
+        /// The mailbox.
+        mailbox: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// No mailbox of this name.
+    #[error("{0}: no such mailbox; `xidctl status` lists what there is")]
+    NoMailbox(String),
+    /// The host's name makes no namespace.
+    #[error("{0}: set xid_namespace")]
+    HostName(String),
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] imap_xid::registry::Error),
+    /// The table.
+    #[error(transparent)]
+    Table(#[from] imap_xid::table::Error),
     /// Standard output cannot be written.
     #[error("cannot write the answer: {0}")]
     Output(#[from] io::Error),

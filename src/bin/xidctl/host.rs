@@ -1,8 +1,12 @@
 //! What only Dovecot can say, asked as an administrator would: with doveadm and doveconf.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use imap_xid::xid::namespace_from_host;
 
 use crate::error::Error;
 
@@ -105,6 +109,50 @@ impl Host {
             .collect()
     }
 
+    /// The GUID of each message of a mailbox, by UID. The plug-in sees the mailbox opened, and
+    /// gives XIDs to messages that have none.
+    ///
+    /// # Errors
+    /// When doveadm cannot be run or cannot open the mailbox.
+    pub fn message_guids(
+        &self,
+        user: &str,
+        guid: &[u8; 16],
+    ) -> Result<HashMap<u32, String>, Error> {
+        let guid = hex(guid);
+        let args = [
+            "-f",
+            "tab",
+            "fetch",
+            "-u",
+            user,
+            "uid guid",
+            "mailbox-guid",
+            &guid,
+        ];
+        let mut guids = HashMap::new();
+        self.each_line("doveadm", args.map(OsStr::new), |line| {
+            if let Some((uid, guid)) = line.split_once('\t')
+                && let Ok(uid) = uid.parse()
+            {
+                guids.insert(uid, untab(guid));
+            }
+        })?;
+        Ok(guids)
+    }
+
+    /// This server's namespace, as the plug-in finds it for the user.
+    ///
+    /// # Errors
+    /// When Dovecot cannot be asked, or the host has no name.
+    pub fn namespace(&self, user: &str) -> Result<String, Error> {
+        let setting = match self.user_field(user, "xid_namespace")? {
+            Some(value) => Some(value),
+            None => self.plugin_setting("xid_namespace")?,
+        };
+        setting.map_or_else(default_namespace, Ok)
+    }
+
     fn answer(&self, command: &str, wanted: &'static str, got: &str) -> Error {
         let got = got.chars().take(200).collect();
         Error::HostAnswer {
@@ -115,21 +163,59 @@ impl Host {
     }
 
     /// Runs one of Dovecot's programs and gives what it printed.
-    pub fn ask<'a>(
+    fn ask<'a>(
         &self,
         program: &'static str,
         args: impl IntoIterator<Item = &'a OsStr>,
     ) -> Result<String, Error> {
+        let mut text = String::new();
+        self.each_line(program, args, |line| {
+            text.push_str(line);
+            text.push('\n');
+        })?;
+        Ok(text)
+    }
+
+    /// Runs one of Dovecot's programs and hands over its lines as they come.
+    ///
+    /// # Errors
+    /// When it cannot be run, or fails.
+    pub fn each_line<'a>(
+        &self,
+        program: &'static str,
+        args: impl IntoIterator<Item = &'a OsStr>,
+        mut line: impl FnMut(&str),
+    ) -> Result<(), Error> {
         let mut command = Command::new(program);
         if let Some(config) = &self.config {
             command.arg("-c").arg(config);
         }
-        command.args(args).stdin(Stdio::null());
-        let output = command
-            .output()
-            .map_err(|source| Error::NoHost { program, source })?;
-        if !output.status.success() {
-            let text = String::from_utf8_lossy(&output.stderr);
+        command
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let fail = |source| Error::NoHost { program, source };
+        let mut child = command.spawn().map_err(fail)?;
+        // Read beside the output, or a program with much to complain about would never end.
+        let complaints = child.stderr.take().map(|stderr| {
+            std::thread::spawn(move || {
+                let mut text = Vec::new();
+                let _ = BufReader::new(stderr).read_to_end(&mut text);
+                text
+            })
+        });
+        let mut read = Ok(());
+        if let Some(stdout) = child.stdout.take() {
+            read = hand_over(BufReader::new(stdout), &mut line);
+        }
+        let status = child.wait().map_err(fail)?;
+        let text = complaints
+            .and_then(|thread| thread.join().ok())
+            .unwrap_or_default();
+        read.map_err(fail)?;
+        if !status.success() {
+            let text = String::from_utf8_lossy(&text);
             let text = text
                 .lines()
                 .next_back()
@@ -140,8 +226,38 @@ impl Host {
                 text,
             });
         }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        Ok(())
     }
+}
+
+/// Lines as text; what is not UTF-8 in them is replaced.
+fn hand_over(mut from: impl BufRead, line: &mut impl FnMut(&str)) -> std::io::Result<()> {
+    let mut bytes = Vec::new();
+    while from.read_until(b'\n', &mut bytes)? > 0 {
+        line(String::from_utf8_lossy(bytes.strip_suffix(b"\n").unwrap_or(&bytes)).as_ref());
+        bytes.clear();
+    }
+    Ok(())
+}
+
+/// The namespace of a server whose settings name none.
+///
+/// # Errors
+/// When the host has no name.
+pub fn default_namespace() -> Result<String, Error> {
+    let mut name = vec![0u8; 256];
+    // SAFETY: the buffer is as long as said.
+    let failed = unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len()) } != 0;
+    let host = name.split(|&byte| byte == 0).next().unwrap_or_default();
+    if failed {
+        return Err(Error::HostName("gethostname failed".into()));
+    }
+    namespace_from_host(host).map_err(|error| Error::HostName(error.to_string()))
+}
+
+/// Octets as hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A command line as one would type it.

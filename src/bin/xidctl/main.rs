@@ -6,11 +6,14 @@
 
 mod completions;
 mod error;
+mod export;
 mod host;
+mod index;
 mod man;
 mod output;
 mod place;
 mod status;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -43,6 +46,8 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Status(status::Args),
+    Verify(verify::Args),
+    Export(export::Args),
     Completions(completions::Args),
     #[command(hide = true)]
     Man(man::Args),
@@ -86,6 +91,8 @@ fn main() -> ExitCode {
 fn run(command: Command, context: &Context) -> Result<Outcome, Error> {
     match command {
         Command::Status(args) => status::run(&args, context),
+        Command::Verify(args) => verify::run(&args, context),
+        Command::Export(args) => export::run(&args, context),
         Command::Completions(args) => completions::run(&args, context),
         Command::Man(args) => man::run(&args, context),
     }

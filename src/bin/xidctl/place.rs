@@ -4,8 +4,10 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use imap_xid::registry::Registry;
+
 use crate::error::Error;
-use crate::host::Host;
+use crate::host::{Host, Mailbox, default_namespace};
 
 /// The files by which a folder is known to be the plug-in's.
 const MARKS: [&str; 3] = ["xid.table", "xid.registry", "xid.incarnation"];
@@ -24,6 +26,10 @@ pub struct PlaceArgs {
     /// The folder that holds xid.registry, without asking Dovecot.
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
+
+    /// This server's namespace, where it is neither in Dovecot's settings nor the host's name.
+    #[arg(long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
 }
 
 /// Where a command looks.
@@ -33,39 +39,56 @@ pub struct Place {
     pub dir: PathBuf,
     /// The user, when Dovecot was asked.
     pub user: Option<String>,
+    /// This server's namespace.
+    pub namespace: String,
 }
 
 impl PlaceArgs {
-    /// Finds the folder, and acts as its owner from here on when run as root.
+    /// Finds the folder.
     ///
     /// # Errors
     /// When neither option was given, Dovecot does not know the user, or there is nothing.
     pub fn find(&self, host: &Host) -> Result<Place, Error> {
-        let place = match (&self.dir, &self.user) {
-            (Some(dir), _) => Place {
-                dir: checked(dir)?,
-                user: None,
-            },
+        let (dir, user) = match (&self.dir, &self.user) {
+            (Some(dir), _) => (checked(dir)?, None),
             (None, Some(user)) => {
                 let mailbox = self.mailbox.as_deref().unwrap_or("INBOX");
-                Place {
-                    dir: root_of(host, user, mailbox)?,
-                    user: Some(user.clone()),
-                }
+                (root_of(host, user, mailbox)?, Some(user.clone()))
             }
             (None, None) => return Err(Error::NoPlace),
         };
-        Ok(place)
+        let namespace = match (&self.namespace, &user) {
+            (Some(namespace), _) => namespace.clone(),
+            (None, Some(user)) => host.namespace(user)?,
+            (None, None) => default_namespace()?,
+        };
+        Ok(Place {
+            dir,
+            user,
+            namespace,
+        })
+    }
+
+    /// The mailboxes in question, as Dovecot sees them.
+    ///
+    /// # Errors
+    /// When Dovecot cannot be asked, or has no such mailbox.
+    pub fn mailboxes(&self, host: &Host, user: &str) -> Result<Vec<Mailbox>, Error> {
+        let found = host.mailboxes(user, self.mailbox.as_deref().unwrap_or("*"))?;
+        match &self.mailbox {
+            Some(name) if found.is_empty() => Err(Error::NoMailbox(name.clone())),
+            _ => Ok(found),
+        }
     }
 }
 
 impl Place {
-    /// Becomes the owner of the folder, for the rest of the process's life: a file that root
-    /// created here could not be opened by the user's own mail processes.
+    /// Acts as the owner of the folder for as long as the answer lives: a file that root created
+    /// there could not be opened by the user's own mail processes.
     ///
     /// # Errors
     /// When another user's folder is named by someone who is not root.
-    pub fn act_as_owner(&self) -> Result<(), Error> {
+    pub fn as_owner(&self) -> Result<AsOwner, Error> {
         let fail = |uid, source| Error::Owner {
             dir: self.dir.clone(),
             uid,
@@ -74,29 +97,63 @@ impl Place {
         let meta = self.dir.metadata().map_err(|source| fail(0, source))?;
         let (uid, gid) = (meta.uid(), meta.gid());
         // SAFETY: these calls have no preconditions.
-        let me = unsafe { libc::geteuid() };
-        if me == uid {
-            return Ok(());
+        let (my_uid, my_gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+        let back = (my_uid != uid).then_some((my_uid, my_gid));
+        if back.is_some() {
+            // The group first: a user may not change it.
+            effective(libc::setegid, gid).map_err(|source| fail(uid, source))?;
+            effective(libc::seteuid, uid).map_err(|source| fail(uid, source))?;
         }
-        become_user(uid, gid).map_err(|source| fail(uid, source))
+        Ok(AsOwner { back })
+    }
+
+    /// The registry of the folder.
+    ///
+    /// # Errors
+    /// When the namespace is none.
+    pub fn registry(&self) -> Result<Registry, Error> {
+        Ok(Registry::new(&self.dir, &self.namespace)?)
+    }
+
+    /// The same, where looking for something in an empty one would only mislead.
+    ///
+    /// # Errors
+    /// When there is no registry yet.
+    pub fn existing_registry(&self) -> Result<Registry, Error> {
+        if !Registry::exists(&self.dir) {
+            let why = "it has no xid.registry yet".to_owned();
+            return Err(Error::NotARoot {
+                dir: self.dir.clone(),
+                why,
+            });
+        }
+        self.registry()
     }
 }
 
-/// Changes the process's groups and users, in the order in which the right to do so lasts.
-fn become_user(uid: u32, gid: u32) -> io::Result<()> {
-    let ok = |result: libc::c_int| {
-        if result == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::last_os_error())
+/// Another user's effective identity, given back when dropped.
+#[must_use = "dropping it gives the identity back"]
+pub struct AsOwner {
+    back: Option<(u32, u32)>,
+}
+
+impl Drop for AsOwner {
+    fn drop(&mut self) {
+        if let Some((uid, gid)) = self.back {
+            // What we were before we may be again: neither can fail.
+            let _ = effective(libc::seteuid, uid);
+            let _ = effective(libc::setegid, gid);
         }
-    };
-    // SAFETY: one group, read from a variable that lives through the call.
-    ok(unsafe { libc::setgroups(1, &gid) })?;
-    // SAFETY: plain numbers.
-    ok(unsafe { libc::setresgid(gid, gid, gid) })?;
-    // SAFETY: plain numbers.
-    ok(unsafe { libc::setresuid(uid, uid, uid) })
+    }
+}
+
+/// Changes an effective identity.
+fn effective(set: unsafe extern "C" fn(u32) -> libc::c_int, id: u32) -> io::Result<()> {
+    // SAFETY: seteuid and setegid take a plain number and have no preconditions.
+    match unsafe { set(id) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// The folder named by --dir, if it is one of the plug-in's.
