@@ -162,8 +162,7 @@ fn second_visit(server: &Dovecot, show: &Show, state: &str, count: usize) -> Vec
 
     show.step(
         "A client may also count for itself",
-        "The highest number it has seen in each namespace is a state, too: here it never saw \
-         anything of this server after its third message.",
+        "The highest number that it saw in each namespace is a state, too.",
     );
     let plain = show.command(
         &mut client,

@@ -1,5 +1,9 @@
 //! xidctl from outside: what it says of itself, and how it answers when it cannot help.
 
+#[path = "../harness/mod.rs"]
+mod harness;
+mod server;
+
 use std::path::Path;
 use std::process::{Command, Output};
 
