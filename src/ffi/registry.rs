@@ -309,12 +309,9 @@ pub unsafe extern "C" fn imap_xid_box_open(
         unsafe { put(out, std::ptr::null_mut(), "out") }?;
         // SAFETY: the caller's promise.
         let (root, guid) = unsafe { (given(root, "root")?, box_guid(guid)?) };
+        let name = if name.is_null() { c"".as_ptr() } else { name };
         // SAFETY: the caller's promise.
-        let name = if name.is_null() {
-            &[]
-        } else {
-            unsafe { c_text(name, "name") }?
-        };
+        let name = unsafe { c_text(name, "name") }?;
         let mailbox = Mailbox::new(guid, &String::from_utf8_lossy(name), uidvalidity);
         let handle = imap_xid_box {
             root: Arc::clone(&root.0),
