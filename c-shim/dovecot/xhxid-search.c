@@ -336,6 +336,8 @@ static int search_run(struct xhxid_search_context *ctx)
 	struct mail *mail;
 	bool tryagain;
 
+	if (ctx->search_ctx == NULL)
+		return 1;
 	while (mailbox_search_next_nonblock(ctx->search_ctx, &mail, &tryagain))
 		search_match(ctx, mail);
 	if (tryagain)
@@ -422,8 +424,11 @@ static bool search_start(struct client_command_context *cmd,
 
 	ctx->trans = mailbox_transaction_begin(ctx->box, 0,
 		imap_client_command_get_reason(cmd));
-	ctx->search_ctx = mailbox_search_init(ctx->trans, sargs, sort_program,
-					      0, NULL);
+	/* The host panics on sequences within INTHREAD in an empty mailbox. */
+	if (cmd->client->messages_count > 0) {
+		ctx->search_ctx = mailbox_search_init(ctx->trans, sargs,
+						      sort_program, 0, NULL);
+	}
 	cmd->func = cmd_xhxid_search_more;
 	cmd->context = ctx;
 	return cmd_xhxid_search_more(cmd);

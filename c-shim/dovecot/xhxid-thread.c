@@ -207,13 +207,16 @@ static bool thread_run(struct client_command_context *cmd,
 	struct client *client = cmd->client;
 	string_t *str = str_new(default_pool, 1024);
 	size_t len;
-	int ret;
+	int ret = 0;
 
 	str_append(str, "* THREAD ");
 	len = str_len(str);
-	ret = type == MAIL_THREAD_ORDEREDSUBJECT ?
-		thread_subjects(cmd, sargs, str) :
-		thread_tree(cmd, sargs, type, str);
+	/* The host panics when asked for sequences in an empty mailbox. */
+	if (client->messages_count > 0) {
+		ret = type == MAIL_THREAD_ORDEREDSUBJECT ?
+			thread_subjects(cmd, sargs, str) :
+			thread_tree(cmd, sargs, type, str);
+	}
 	if (ret == 0) {
 		if (str_len(str) == len)
 			str_truncate(str, len - 1);
