@@ -1,0 +1,6 @@
+//! The table under many processes, which die when it suits least.
+
+mod child;
+mod kills;
+mod many;
+mod world;
