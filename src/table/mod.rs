@@ -41,6 +41,7 @@ pub use lock::LockError;
 use lock::{Guard, Locked, Orphan};
 pub use mailbox::{Guid, Info, Mailbox, Tail, Watermarks};
 use pool::Writer;
+pub use repair::Audit;
 pub use tail::{Advanced, Entry, MESSAGE_GUID_MAX, Pending, guid_text};
 pub use wait::{Counts, WaitId, Waited};
 pub use words::NUMBER_MAX;

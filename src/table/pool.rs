@@ -116,6 +116,24 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
+    /// How many cells the free lists hold.
+    pub fn free_cells(&self) -> Result<u64, Error> {
+        let mut cells = 0;
+        for (class, head) in self.pool().free.iter().enumerate() {
+            let mut index = head.load(Relaxed);
+            let mut left = self.pool().unused.load(Relaxed);
+            while index != 0 {
+                cells += cells_of(class);
+                let free: &FreeCell = self.map.block(index, class)?;
+                index = free.next.load(Relaxed);
+                left = left
+                    .checked_sub(1)
+                    .ok_or_else(|| self.map.damaged("a list of free blocks has no end"))?;
+            }
+        }
+        Ok(cells)
+    }
+
     /// Stores a name; cuts it where the largest block ends.
     pub fn store_text(&self, text: &[u8]) -> Result<u32, Error> {
         let room = (cells_of(CLASSES - 1) * CELL) as usize - size_of::<Text>();

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
-use imap_xid::table::Error;
+use imap_xid::table::{Audit, Error};
 
 use crate::child::{Child, End, Random};
 use crate::world::{World, guid, message_guid};
@@ -12,11 +12,17 @@ use crate::world::{World, guid, message_guid};
 /// How many kills; `make soak` sets more.
 const KILLS: (&str, u64) = ("IMAP_XID_TABLE_KILLS", 500);
 
+/// After so many kills all workers are killed, and the table is looked at.
+const ALL_AT_ONCE: u64 = 25;
+
 /// Processes at work at once.
 const WORKERS: u64 = 4;
 
 /// Mailboxes to begin with; new ones are added now and then.
 const MAILBOXES: u64 = 6;
+
+/// Of every so many UIDs one may be expunged while it is pending.
+const EXPUNGED: u32 = 17;
 
 /// More than this many pending entries are not let grow.
 const PENDING_LIMIT: u32 = 300;
@@ -41,6 +47,11 @@ fn a_table_is_whole_after_processes_were_killed_at_random_points() {
     };
     let mut workers: Vec<Child> = (0..WORKERS).map(|_| worker(&mut random)).collect();
     for kill in 0..kills() {
+        if kill % ALL_AT_ONCE == ALL_AT_ONCE - 1 {
+            workers.drain(..).for_each(kill_and_wait);
+            check_at_rest(dir.path());
+            workers.extend((0..WORKERS).map(|_| worker(&mut random)));
+        }
         std::thread::sleep(Duration::from_micros(random.below(4000)));
         let victim = random.below(WORKERS) as usize;
         workers[victim].kill();
@@ -50,15 +61,9 @@ fn a_table_is_whole_after_processes_were_killed_at_random_points() {
             End::Signal(libc::SIGKILL),
             "before kill {kill}: see what it printed"
         );
-        if kill % 50 == 49 {
-            check(dir.path());
-        }
     }
-    for worker in workers {
-        worker.kill();
-        assert_eq!(worker.wait(), End::Signal(libc::SIGKILL));
-    }
-    check(dir.path());
+    workers.drain(..).for_each(kill_and_wait);
+    check_at_rest(dir.path());
     check_numbers(dir.path());
     let world = World::open(dir.path());
     let counts = world.table.counts();
@@ -73,6 +78,15 @@ fn a_table_is_whole_after_processes_were_killed_at_random_points() {
     );
     // Whatever a kill lost was found again: what the pool holds does not grow with the kills.
     assert!(counts.size < 8 << 20, "{} bytes", counts.size);
+}
+
+fn kill_and_wait(worker: Child) {
+    worker.kill();
+    assert_eq!(
+        worker.wait(),
+        End::Signal(libc::SIGKILL),
+        "see what it printed"
+    );
 }
 
 /// What a worker knows of a mailbox.
@@ -139,7 +153,8 @@ fn act(world: &mut World, mailbox: &imap_xid::table::Mailbox, number: u64, rando
             let _ = mailbox.hold(owner, 1);
             let _ = mailbox.close_gate(owner, 1);
             mailbox.open_gate(0).unwrap();
-            mailbox.pending_remove(info.last_uid).unwrap();
+            let uid = info.last_uid / EXPUNGED * EXPUNGED;
+            mailbox.pending_remove(uid).unwrap();
         }
         _ => check_page(mailbox, random.below(u64::from(info.last_uid) + 1) as u32),
     }
@@ -169,20 +184,35 @@ fn check(dir: &Path) {
     for number in 0..MAILBOXES {
         let mailbox = world.attach(number);
         assert_eq!(mailbox.guid(), guid(number));
-        let mut above = 0;
-        loop {
-            check_page(&mailbox, above);
-            let Some(last) = mailbox
-                .pending(above)
-                .unwrap()
-                .last()
-                .map(|entry| entry.uid)
-            else {
-                break;
-            };
-            above = last;
-        }
+        check_page(&mailbox, 0);
         assert!(mailbox.watermark() <= world.store.watermark(number));
+    }
+}
+
+/// Looks at what must hold when nobody is at work: nothing is lost, neither message nor memory.
+fn check_at_rest(dir: &Path) {
+    check(dir);
+    let mut world = World::open(dir);
+    for number in 0..MAILBOXES {
+        let mailbox = world.attach(number);
+        let pending: HashSet<u32> = all_pending(&mailbox).into_iter().collect();
+        let expected = mailbox.watermark() + 1..=world.last_uid(number);
+        for uid in expected.filter(|uid| uid % EXPUNGED != 0) {
+            assert!(pending.contains(&uid), "UID {uid} of {number} is forgotten");
+        }
+    }
+    // Whoever was killed in the lock last is repaired by now.
+    assert_eq!(world.table.audit().unwrap(), Audit::default());
+}
+
+fn all_pending(mailbox: &imap_xid::table::Mailbox) -> Vec<u32> {
+    let mut all = Vec::new();
+    loop {
+        let page = mailbox.pending(all.last().copied().unwrap_or(0)).unwrap();
+        if page.is_empty() {
+            return all;
+        }
+        all.extend(page.iter().map(|entry| entry.uid));
     }
 }
 
