@@ -282,6 +282,11 @@ typedef struct imap_xid_table_box {
      */
     uint32_t pending;
     /**
+     * Not 0: some of them may be missing from the table until a host process next opens the
+     * mailbox, since the one that committed them was killed.
+     */
+    uint32_t missing;
+    /**
      * Commands that wait for UIDs.
      */
     uint32_t waiters;
@@ -289,6 +294,10 @@ typedef struct imap_xid_table_box {
      * Up to here the node promised to renumber nothing; UINT32_MAX: everything counts.
      */
     uint32_t promised;
+    /**
+     * Not used.
+     */
+    uint32_t reserved;
     /**
      * For how many milliseconds the lowest pending UID has been pending; -1: nothing is.
      */
@@ -848,8 +857,9 @@ uint32_t imap_xid_box_watermark(const struct imap_xid_box *xbox);
  * order of their UIDs. Those at or below the watermark and those that are there already are
  * passed over.
  *
- * Returns 0, or an error. The messages stay committed all the same, and their UIDs wait:
- * imap_xid_box_attach() will ask for them.
+ * Returns 0; or 1 when messages above the watermark may be missing, as imap_xid_box_attach() does
+ * and with the same answer; or an error: the messages stay committed all the same, their UIDs
+ * wait, and imap_xid_box_attach() will ask for them.
  *
  * The caller promises:
  * `xbox` is a mailbox, `entries` points to `n` entries whose texts are valid.

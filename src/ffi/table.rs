@@ -205,8 +205,9 @@ pub unsafe extern "C" fn imap_xid_box_watermark(xbox: *const imap_xid_box) -> u3
 /// order of their UIDs. Those at or below the watermark and those that are there already are
 /// passed over.
 ///
-/// Returns 0, or an error. The messages stay committed all the same, and their UIDs wait:
-/// imap_xid_box_attach() will ask for them.
+/// Returns 0; or 1 when messages above the watermark may be missing, as imap_xid_box_attach() does
+/// and with the same answer; or an error: the messages stay committed all the same, their UIDs
+/// wait, and imap_xid_box_attach() will ask for them.
 ///
 /// # Safety
 /// `xbox` is a mailbox, `entries` points to `n` entries whose texts are valid.
@@ -228,8 +229,8 @@ pub unsafe extern "C" fn imap_xid_box_pending_add(
                 guid: &entry.guid[..entry.guid.len().min(MESSAGE_GUID_MAX)],
             })
             .collect();
-        xbox.place()?.pending_add(&entries)?;
-        Ok(0)
+        let tail = xbox.place()?.pending_add(&entries)?;
+        Ok(i32::from(tail != Tail::Whole))
     })
 }
 
@@ -619,10 +620,15 @@ pub struct imap_xid_table_box {
     pub last_uid: u32,
     /// Messages above the watermark.
     pub pending: u32,
+    /// Not 0: some of them may be missing from the table until a host process next opens the
+    /// mailbox, since the one that committed them was killed.
+    pub missing: u32,
     /// Commands that wait for UIDs.
     pub waiters: u32,
     /// Up to here the node promised to renumber nothing; UINT32_MAX: everything counts.
     pub promised: u32,
+    /// Not used.
+    pub reserved: u32,
     /// For how many milliseconds the lowest pending UID has been pending; -1: nothing is.
     pub oldest_pending_ms: i64,
     /// For how many milliseconds the first of the waiters has waited; -1: none.
@@ -961,7 +967,9 @@ fn box_for_c(info: &Info) -> imap_xid_table_box {
         watermark: info.watermark.unwrap_or(0),
         last_uid: info.last_uid,
         pending: info.pending,
+        missing: u32::from(info.tail != Tail::Whole),
         waiters: info.waiters,
+        reserved: 0,
         promised: info.promised.unwrap_or(u32::MAX),
         oldest_pending_ms: info.oldest_pending.map_or(-1, |(_, age)| signed(age)),
         oldest_wait_ms: info.oldest_wait_ms.map_or(-1, signed),

@@ -152,6 +152,9 @@ pub(super) struct Slot {
     pub name: AtomicU32,
     /// First cell of the list of waits under way. Written under the lock.
     pub waits: AtomicU32,
+    /// Every UID up to here was told, or is expunged. Below `last_uid` when a process was killed
+    /// between its commit and telling. Written under the lock.
+    pub told_uid: AtomicU32,
     pub gate: Lease,
     pub hold: Lease,
 }

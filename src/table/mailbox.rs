@@ -64,6 +64,8 @@ pub struct Info {
     pub watermark: Option<u32>,
     /// The highest UID known to be given.
     pub last_uid: u32,
+    /// Whether all messages above the watermark are among the pending ones.
+    pub tail: Tail,
     /// Messages above the watermark.
     pub pending: u32,
     /// The lowest pending UID and for how many milliseconds it has been pending.
@@ -122,7 +124,7 @@ impl Table {
             && mailbox.refuse_older(uidvalidity)?
         {
             mailbox.set_name(name)?;
-            let tail = mailbox.tail_up_to(last_uid);
+            let tail = tail_of(mailbox.slot(), last_uid);
             return Ok((mailbox, tail));
         }
         // The registry first: what it says is durable before anyone sees it here.
@@ -135,7 +137,7 @@ impl Table {
         let mailbox = self.mailbox(self.writer()?.find_or_make(guid)?)?;
         mailbox.begin(uidvalidity, watermark)?;
         mailbox.set_name(name)?;
-        let tail = mailbox.tail_up_to(last_uid);
+        let tail = tail_of(mailbox.slot(), last_uid);
         Ok((mailbox, tail))
     }
 
@@ -212,6 +214,7 @@ impl Mailbox {
             uidvalidity: slot.uidvalidity.load(Relaxed),
             watermark: has_watermark(slot).then(|| slot.mark.watermark()),
             last_uid: slot.last_uid.load(Relaxed),
+            tail: tail_of(slot, slot.last_uid.load(Relaxed)),
             pending: slot.pending.load(Relaxed),
             oldest_pending: writer
                 .oldest(slot)?
@@ -257,6 +260,7 @@ impl Mailbox {
         slot.uidvalidity.store(uidvalidity, Release);
         slot.mark.set_watermark(watermark);
         slot.last_uid.store(watermark, Release);
+        slot.told_uid.store(watermark, Release);
         slot.promised.store(PROMISED_ALL, Release);
         slot.flags.store(HAS_WATERMARK, Release);
         wake_all(&slot.mark);
@@ -278,14 +282,14 @@ impl Mailbox {
         }
         Ok(())
     }
+}
 
-    fn tail_up_to(&self, last_uid: u32) -> Tail {
-        let slot = self.slot();
-        let known = slot.last_uid.load(Acquire).max(slot.mark.watermark());
-        match last_uid > known {
-            true => Tail::MissingAbove(known),
-            false => Tail::Whole,
-        }
+/// Whether the table was told of every message up to a UID.
+pub(super) fn tail_of(slot: &Slot, last_uid: u32) -> Tail {
+    let told = slot.told_uid.load(Acquire).max(slot.mark.watermark());
+    match last_uid > told {
+        true => Tail::MissingAbove(told),
+        false => Tail::Whole,
     }
 }
 
@@ -417,6 +421,7 @@ impl<'a> Writer<'a> {
             flags: AtomicU32::new(0),
             mark: Mark::default(),
             last_uid: AtomicU32::new(0),
+            told_uid: AtomicU32::new(0),
             promised: PROMISED_ALL.into(),
             epoch: AtomicU32::new(0),
             uidvalidity: AtomicU32::new(0),

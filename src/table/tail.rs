@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::layout::{PendingCell, Slot};
-use super::mailbox::{Guid, Mailbox, Watermarks, guid_of, has_watermark, wake_all};
+use super::mailbox::{Guid, Mailbox, Tail, Watermarks, guid_of, has_watermark, tail_of, wake_all};
 use super::pool::{Writer, add, class_for};
 use super::wait::now_ms;
 use super::{Error, Table};
@@ -54,7 +54,10 @@ pub enum Advanced {
 impl Mailbox {
     /// Adds messages that were just committed, in the order of their UIDs. Those that are stable
     /// or known already are passed over.
-    pub fn pending_add(&self, entries: &[Entry<'_>]) -> Result<(), Error> {
+    ///
+    /// [`Tail::MissingAbove`]: there are UIDs in between that the table was not told of, since
+    /// who committed them was killed (or the host left some out): see there.
+    pub fn pending_add(&self, entries: &[Entry<'_>]) -> Result<Tail, Error> {
         if let Some(long) = entries
             .iter()
             .find(|entry| entry.guid.len() > MESSAGE_GUID_MAX)
@@ -71,13 +74,15 @@ impl Mailbox {
             .try_for_each(|entry| writer.add_pending(slot, entry))?;
         // Within the lock, so that who is killed before this leaves it to the repair.
         wake_all(&self.table.map.header().commits.0);
-        Ok(())
+        Ok(tail_of(slot, slot.last_uid.load(Relaxed)))
     }
 
     /// Says that every message up to this UID was added, or is expunged.
     pub fn filled(&self, last_uid: u32) -> Result<(), Error> {
         let _writer = self.table.writer()?;
-        self.slot().last_uid.fetch_max(last_uid, Release);
+        let slot = self.slot();
+        slot.last_uid.fetch_max(last_uid, Release);
+        slot.told_uid.fetch_max(last_uid, Release);
         Ok(())
     }
 
@@ -294,6 +299,7 @@ impl Writer<'_> {
         if entry.uid <= slot.mark.watermark() {
             return Ok(());
         }
+        let told = slot.told_uid.load(Relaxed).max(slot.mark.watermark());
         let Some((before, after)) = self.place_for(slot, entry.uid)? else {
             return Ok(());
         };
@@ -323,6 +329,9 @@ impl Writer<'_> {
         slot.pending.fetch_add(1, Release);
         add(&self.map.header().boxes.0.pending, 1);
         slot.last_uid.fetch_max(entry.uid, Release);
+        if told.checked_add(1) == Some(entry.uid) {
+            slot.told_uid.store(entry.uid, Release);
+        }
         Ok(())
     }
 

@@ -806,3 +806,36 @@ fn the_fifos_of_dead_processes_and_what_is_no_fifo_are_dealt_with() {
     let mode = fs::metadata(&folder).unwrap().permissions().mode();
     assert_eq!(mode & 0o7777, 0o700);
 }
+
+#[test]
+fn a_gap_that_a_killed_process_left_is_asked_for_until_it_is_filled() {
+    let mut f = Fixture::new();
+    let mailbox = f.attach(1, 8);
+    assert_eq!(mailbox.pending_add(&[entry(9)]).unwrap(), Tail::Whole);
+    // Whoever committed 10 and 11 never told.
+    assert_eq!(
+        mailbox.pending_add(&[entry(12)]).unwrap(),
+        Tail::MissingAbove(9)
+    );
+    assert_eq!(mailbox.info().unwrap().tail, Tail::MissingAbove(9));
+    let attach = |f: &mut Fixture| {
+        f.table
+            .attach(&guid(1), 7, b"", 12, &mut f.store)
+            .unwrap()
+            .1
+    };
+    assert_eq!(attach(&mut f), Tail::MissingAbove(9));
+    mailbox
+        .pending_add(&[entry(10), entry(11), entry(12)])
+        .unwrap();
+    mailbox.filled(12).unwrap();
+    assert_eq!(attach(&mut f), Tail::Whole);
+    assert_eq!(uids(&mailbox), [9, 10, 11, 12]);
+    // A gap below the watermark is none.
+    assert_eq!(
+        mailbox.pending_add(&[entry(15)]).unwrap(),
+        Tail::MissingAbove(12)
+    );
+    mailbox.advance(15, &mut f.store).unwrap();
+    assert_eq!(mailbox.pending_add(&[entry(16)]).unwrap(), Tail::Whole);
+}

@@ -5,6 +5,7 @@
 //! one.
 #![cfg(not(any(feature = "dovecot", feature = "cyrus")))]
 
+mod assigner;
 mod exports;
 
 use std::path::{Path, PathBuf};

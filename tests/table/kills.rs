@@ -9,8 +9,11 @@ use imap_xid::table::{Audit, Error};
 use crate::child::{Child, End, Random};
 use crate::world::{World, guid, message_guid};
 
-/// How many kills; `make soak` sets more.
-const KILLS: (&str, u64) = ("IMAP_XID_TABLE_KILLS", 500);
+/// How many kills; IMAP_XID_TABLE_KILLS says another number.
+const KILLS: u64 = 500;
+
+/// How many with IMAP_XID_SOAK.
+const SOAK_KILLS: u64 = 10_000;
 
 /// After so many kills all workers are killed, and the table is looked at.
 const ALL_AT_ONCE: u64 = 25;
@@ -28,10 +31,12 @@ const EXPUNGED: u32 = 17;
 const PENDING_LIMIT: u32 = 300;
 
 fn kills() -> u64 {
-    std::env::var(KILLS.0)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(KILLS.1)
+    let told = std::env::var("IMAP_XID_TABLE_KILLS").ok();
+    let usual = match std::env::var_os("IMAP_XID_SOAK") {
+        Some(_) => SOAK_KILLS,
+        None => KILLS,
+    };
+    told.and_then(|text| text.parse().ok()).unwrap_or(usual)
 }
 
 #[test]
