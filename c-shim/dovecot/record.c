@@ -160,7 +160,13 @@ bool xid_mail_lookup(struct mailbox *box, struct mail_index_view *view,
 	struct xid_mailbox *xbox = xid_mailbox_get(box);
 	struct imap_xid xid;
 
-	if (xbox == NULL || !xid_mail_get(xbox, view, seq, &xid))
+	if (xbox == NULL)
+		return FALSE;
+	/* A message has none only if giving it one failed (the disk was full),
+	   or if the index lost it. */
+	if (!xid_mail_get(xbox, view, seq, &xid) &&
+	    (mail_index_is_expunged(view, seq) || !xid_mailbox_repair(xbox) ||
+	     !xid_mail_get(xbox, view, seq, &xid)))
 		return FALSE;
 	str_append_data(dest, xid.ns, xid.ns_len);
 	str_printfa(dest, "-%"PRIu64, xid.number);

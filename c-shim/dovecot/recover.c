@@ -4,6 +4,7 @@
    others get new numbers. All of it in one index transaction, under the
    index's lock, so that two processes never both do it. */
 #include "xid-index.h"
+#include "ioloop.h"
 #include "mail-index-private.h"
 #include "mail-index-view-private.h"
 
@@ -22,6 +23,8 @@ struct xid_lost_mail {
 struct xid_recover {
 	struct xid_mailbox *xbox;
 	pool_t pool;
+	/* messages below this UID have XIDs */
+	uint32_t first_uid;
 	ARRAY(struct xid_lost_mail) mails;
 
 	/* while the index is locked */
@@ -54,21 +57,27 @@ xid_view_is_covered(struct xid_mailbox *xbox, struct mail_index_view *view)
 	return uid <= info.covered_uid;
 }
 
+/* Never 0: the UIDs end before they wrap. */
+static uint32_t xid_first_uncovered(struct xid_mailbox *xbox)
+{
+	struct xid_header_info info;
+
+	xid_header_read(xbox, NULL, &info);
+	return I_MIN(info.covered_uid, (uint32_t)-2) + 1;
+}
+
 /* The messages of box->view without XID, with their GUIDs. */
 static void xid_recover_find_lost(struct xid_recover *r)
 {
 	struct xid_mailbox *xbox = r->xbox;
 	struct mail_index_view *view = xbox->box->view;
 	struct xid_guid_reader *reader = NULL;
-	struct xid_header_info info;
 	struct xid_lost_mail *lost;
 	struct xid_record rec;
 	uint32_t seq, seq2;
 
-	xid_header_read(xbox, NULL, &info);
-	if (info.covered_uid == (uint32_t)-1 ||
-	    !mail_index_lookup_seq_range(view, info.covered_uid + 1,
-					 (uint32_t)-1, &seq, &seq2))
+	if (!mail_index_lookup_seq_range(view, r->first_uid, (uint32_t)-1,
+					 &seq, &seq2))
 		return;
 	for (; seq <= seq2; seq++) {
 		if (xid_record_get(xbox, view, seq, &rec))
@@ -386,13 +395,14 @@ static int xid_recover_locked(struct xid_recover *r)
 	return ret;
 }
 
-static int xid_recover_run(struct xid_mailbox *xbox)
+static int xid_recover_run(struct xid_mailbox *xbox, uint32_t first_uid)
 {
 	struct xid_recover r;
 	int ret;
 
 	i_zero(&r);
 	r.xbox = xbox;
+	r.first_uid = first_uid;
 	r.pool = pool_alloconly_create("xid recover", 4096);
 	p_array_init(&r.mails, r.pool, 16);
 	xid_recover_find_lost(&r);
@@ -418,7 +428,7 @@ static bool xid_mailbox_is_writable(struct xid_mailbox *xbox)
 		!mail_index_is_deleted(index);
 }
 
-static int xid_mailbox_recover(struct xid_mailbox *xbox)
+static int xid_mailbox_recover(struct xid_mailbox *xbox, uint32_t first_uid)
 {
 	struct mail_storage *storage = xbox->box->storage;
 	int ret;
@@ -427,7 +437,7 @@ static int xid_mailbox_recover(struct xid_mailbox *xbox)
 		return 0;
 	xbox->ensuring = TRUE;
 	mail_storage_last_error_push(storage);
-	ret = xid_recover_run(xbox);
+	ret = xid_recover_run(xbox, first_uid);
 	mail_storage_last_error_pop(storage);
 	xbox->ensuring = FALSE;
 	return ret;
@@ -440,7 +450,16 @@ int xid_mailbox_ensure(struct mailbox *box)
 	if (xbox == NULL || !xbox->ready ||
 	    xid_view_is_covered(xbox, box->view))
 		return 0;
-	return xid_mailbox_recover(xbox);
+	return xid_mailbox_recover(xbox, xid_first_uncovered(xbox));
+}
+
+bool xid_mailbox_repair(struct xid_mailbox *xbox)
+{
+	/* Also a disk that stays full is asked only once in a second. */
+	if (!xbox->ready || xbox->repaired_at == ioloop_time)
+		return FALSE;
+	xbox->repaired_at = ioloop_time;
+	return xid_mailbox_recover(xbox, 1) == 0;
 }
 
 void xid_mailbox_prepare_save(struct xid_mailbox *xbox)
@@ -453,6 +472,6 @@ void xid_mailbox_prepare_save(struct xid_mailbox *xbox)
 	xid_header_read(xbox, NULL, &info);
 	if (xid_header_find(&info, ns, strlen(ns)) == XID_NO_NAMESPACE ||
 	    !xid_view_is_covered(xbox, xbox->box->view))
-		(void)xid_mailbox_recover(xbox);
+		(void)xid_mailbox_recover(xbox, xid_first_uncovered(xbox));
 	(void)xid_box_open(xbox);
 }

@@ -53,6 +53,9 @@ ARRAY_DEFINE_TYPE(imap_xid_entry, struct imap_xid_entry);
 /* Before messages are saved: those that are there have XIDs, and the header
    knows this node's namespace, so that the save need not add it. */
 void xid_mailbox_prepare_save(struct xid_mailbox *xbox);
+/* A message was found to have no XID: look at all of them. FALSE = nothing was
+   changed. */
+bool xid_mailbox_repair(struct xid_mailbox *xbox);
 /* Write into the journal, from which the registry learns of the messages.
    What fails is logged; the registry is filled from the index later. */
 void xid_mailbox_note(struct xid_mailbox *xbox,

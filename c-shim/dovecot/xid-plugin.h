@@ -104,6 +104,8 @@ struct xid_mailbox {
 	/* NULL until the registry or the table is needed */
 	imap_xid_box *core;
 	uint32_t core_uid_validity;
+	/* When xid_mailbox_repair() last looked. */
+	time_t repaired_at;
 	/* Expunged in the sync that is going on; not created = none. */
 	ARRAY(uint32_t) expunged;
 	/* Up to this UID the registry was seen to know the messages. */
