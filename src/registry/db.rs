@@ -398,8 +398,21 @@ fn make_private(path: &Path) -> Result<(), Error> {
         .open(path);
     match made {
         Ok(file) => files::give_to_owner(&file, path),
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => insist_on_file(path),
         Err(e) => Err(Error::io("make", path, e)),
+    }
+}
+
+/// A folder or a device in the registry's place would stop SQLite for ever: it is moved aside as
+/// any other broken registry is.
+fn insist_on_file(path: &Path) -> Result<(), Error> {
+    match std::fs::metadata(path) {
+        Ok(found) if !found.is_file() => Err(Error::Broken {
+            path: path.to_owned(),
+            why: "it is not a file".to_owned(),
+        }),
+        // What cannot be looked at SQLite says better.
+        _ => Ok(()),
     }
 }
 
