@@ -44,12 +44,19 @@ void xid_send_bad(struct client_command_context *cmd, const char *what)
  * The bare search key: after the search's own answer, FETCH the matches
  */
 
+static bool imap_search_enabled(void)
+{
+	struct client_command_context *cmd = xid_current_command;
+
+	return cmd == NULL || xid_user_get(cmd->client->user) != NULL;
+}
+
 static bool imap_want_matches(void)
 {
 	struct client_command_context *cmd = xid_current_command;
 	struct xid_command *xcmd;
 
-	if (cmd == NULL || xid_user_get(cmd->client->user) == NULL)
+	if (cmd == NULL)
 		return FALSE;
 	xcmd = xid_command_get(cmd);
 	if (!xcmd->want_matches) {
@@ -74,6 +81,7 @@ static ARRAY_TYPE(seq_range) *imap_matches_wanted(struct mailbox *box)
 }
 
 static const struct xid_search_vfuncs imap_search_vfuncs = {
+	imap_search_enabled,
 	imap_want_matches,
 	imap_matches_wanted
 };

@@ -10,6 +10,7 @@
 #include "hash.h"
 #include "str.h"
 #include "str-sanitize.h"
+#include "imap-seqset.h"
 #include "mail-search.h"
 #include "mail-search-build.h"
 #include "mail-search-parser-private.h"
@@ -370,9 +371,11 @@ search_key_bare(struct mail_search_build_context *ctx)
 static bool search_word_is_key(struct mail_search_build_context *ctx,
 			       const char *word)
 {
-	if (i_isdigit(word[0]) || word[0] == '*' || word[0] == '$')
-		return TRUE;
-	return mail_search_register_find(ctx->reg, t_str_ucase(word)) != NULL;
+	ARRAY_TYPE(seq_range) seqs;
+
+	t_array_init(&seqs, 8);
+	return imap_seq_set_parse(word, &seqs) == 0 ||
+		mail_search_register_find(ctx->reg, t_str_ucase(word)) != NULL;
 }
 
 static struct mail_search_arg *
@@ -381,6 +384,11 @@ search_key_xid(struct mail_search_build_context *ctx)
 	imap_xid_set *set;
 	const char *word;
 
+	if (xid_search_imap != NULL && !xid_search_imap->enabled()) {
+		/* as the host says it where there is no such plug-in */
+		ctx->_error = "Unknown argument XID";
+		return NULL;
+	}
 	if (mail_search_parse_string(ctx->parser, &word) < 0) {
 		/* a list, or nothing: not an error, but the bare form */
 		return search_key_bare(ctx);

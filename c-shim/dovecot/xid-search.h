@@ -14,6 +14,8 @@ void xid_search_resolve(struct xid_mailbox *xbox, const imap_xid_set *set,
 
 /* What the imap process adds to the key. */
 struct xid_search_vfuncs {
+	/* Does whoever searches have the plug-in? The key is there for all. */
+	bool (*enabled)(void);
 	/* XID without a set was found where it asks for the XIDs of the
 	   matches. FALSE = nobody waits for an answer here. */
 	bool (*want_matches)(void);

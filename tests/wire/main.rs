@@ -5,8 +5,12 @@ mod harness;
 
 mod harness_works;
 
+mod bad_input;
 mod delivery;
 mod durability;
+mod fetch_search;
 mod formats;
 mod settings;
 mod tls_compress_hibernate;
+mod xhxid_prefix;
+mod xhxid_state;
