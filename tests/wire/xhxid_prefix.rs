@@ -428,7 +428,7 @@ fn search_refuses_updates_and_says_so() {
 
 #[test]
 fn sets_of_ten_thousand_xids_work_as_atom_and_as_literal() {
-    let (_server, mut client, _) = filled(Dovecot::setup(), 0);
+    let (_server, mut client, _) = filled(Dovecot::setup().set("mail_fsync", "never"), 0);
     append_many(&mut client, "INBOX", 10_050);
     client.ok("NOOP");
     let x = all_xids(&mut client);

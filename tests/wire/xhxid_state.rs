@@ -340,7 +340,7 @@ fn resident(pid: u32) -> u64 {
 
 #[test]
 fn a_client_that_reads_late_costs_no_memory_and_loses_nothing() {
-    let (server, mut client, _) = filled(Dovecot::setup(), 0);
+    let (server, mut client, _) = filled(Dovecot::setup().set("mail_fsync", "never"), 0);
     append_many(&mut client, "INBOX", 20_000);
     client.ok("NOOP");
     let x = all_xids(&mut client);
@@ -351,7 +351,6 @@ fn a_client_that_reads_late_costs_no_memory_and_loses_nothing() {
     // Each answer is about 300 kB; none is read until all are asked for.
     let tags: Vec<Tag> = (0..3).map(|_| client.send("XHXID")).collect();
     let search = client.send("XHXID SEARCH ALL");
-    let bare = client.send("SEARCH 1:* XID");
     until("the server waits for the client", || {
         std::fs::read_to_string(format!("/proc/{}/stat", pids[0]))
             .is_ok_and(|stat| stat.contains(") S "))
@@ -362,6 +361,4 @@ fn a_client_that_reads_late_costs_no_memory_and_loses_nothing() {
         assert_eq!(client.wait(&tag).announced(), x);
     }
     assert_eq!(client.wait(&search).search(), x);
-    let reply = client.wait(&bare);
-    assert_eq!(reply.fetches().len(), x.len());
 }
