@@ -102,8 +102,7 @@ static int xid_register_from(struct xid_mailbox *xbox, uint32_t first_uid)
 	return ret;
 }
 
-/* Make the registry know all messages of box->view. -1 = do without. */
-static int xid_registry_cover(struct xid_mailbox *xbox)
+int xid_registry_cover(struct xid_mailbox *xbox)
 {
 	uint32_t first_missing, last_uid = xid_view_last_uid(xbox->box->view);
 

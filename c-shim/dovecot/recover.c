@@ -8,6 +8,10 @@
 #include "mail-index-private.h"
 #include "mail-index-view-private.h"
 
+/* Messages per write to the journal: many enough to be quick, few enough to
+   keep the memory small. */
+#define XID_NOTE_BATCH 1024
+
 #define XID_LOCK_REASON "xid: giving XIDs to messages that have none"
 
 /* A message of the mailbox that had no XID when we looked. */
@@ -15,6 +19,7 @@ struct xid_lost_mail {
 	uint32_t uid;
 	/* sequence in the locked view; 0 = it is gone, or has an XID now */
 	uint32_t seq;
+	/* NULL = not read, since the registry knows nothing to find by it */
 	const char *guid;
 	/* number 0 = it needs a new one */
 	struct xid_record rec;
@@ -66,12 +71,10 @@ static uint32_t xid_first_uncovered(struct xid_mailbox *xbox)
 	return I_MIN(info.covered_uid, (uint32_t)-2) + 1;
 }
 
-/* The messages of box->view without XID, with their GUIDs. */
+/* The messages of box->view without XID. */
 static void xid_recover_find_lost(struct xid_recover *r)
 {
-	struct xid_mailbox *xbox = r->xbox;
-	struct mail_index_view *view = xbox->box->view;
-	struct xid_guid_reader *reader = NULL;
+	struct mail_index_view *view = r->xbox->box->view;
 	struct xid_lost_mail *lost;
 	struct xid_record rec;
 	uint32_t seq, seq2;
@@ -80,19 +83,29 @@ static void xid_recover_find_lost(struct xid_recover *r)
 					 &seq, &seq2))
 		return;
 	for (; seq <= seq2; seq++) {
-		if (xid_record_get(xbox, view, seq, &rec))
+		if (xid_record_get(r->xbox, view, seq, &rec))
 			continue;
-		if (reader == NULL)
-			reader = xid_guid_reader_init(xbox);
 		lost = array_append_space(&r->mails);
 		mail_index_lookup_uid(view, seq, &lost->uid);
-		T_BEGIN {
+	}
+}
+
+/* Before the index is locked: to read a GUID the storage may lock, too. */
+static void xid_recover_read_guids(struct xid_recover *r)
+{
+	struct mail_index_view *view = r->xbox->box->view;
+	struct xid_guid_reader *reader;
+	struct xid_lost_mail *lost;
+	uint32_t seq;
+
+	reader = xid_guid_reader_init(r->xbox);
+	array_foreach_modifiable(&r->mails, lost) T_BEGIN {
+		if (mail_index_lookup_seq(view, lost->uid, &seq)) {
 			lost->guid = p_strdup(r->pool,
 					      xid_guid_read(reader, seq));
-		} T_END;
-	}
-	if (reader != NULL)
-		xid_guid_reader_deinit(&reader);
+		}
+	} T_END;
+	xid_guid_reader_deinit(&reader);
 }
 
 /*
@@ -208,7 +221,7 @@ static int xid_recover_known(struct xid_recover *r)
 	for (pass = 0; pass < 2; pass++) {
 		array_foreach_modifiable(&r->mails, lost) {
 			if (lost->seq == 0 || lost->rec.number != 0 ||
-			    *lost->guid == '\0')
+			    lost->guid == NULL || *lost->guid == '\0')
 				continue;
 			if (xid_recover_known_mail(r, lost, pass == 0) < 0)
 				return -1;
@@ -287,29 +300,37 @@ static void xid_recover_write(struct xid_recover *r)
 			 array_count(&r->entries), r->covered_uid);
 }
 
+static void
+xid_recover_note_entry(struct xid_recover *r, const struct xid_lost_mail *lost,
+		       struct imap_xid_entry *entry)
+{
+	const struct xid_header_entry *ns =
+		array_idx(&r->entries, lost->rec.ns);
+
+	entry->uid = lost->uid;
+	entry->ns = ns->name;
+	entry->ns_len = strlen(ns->name);
+	entry->number = lost->rec.number;
+	entry->guid = lost->guid;
+	entry->guid_len = strlen(lost->guid);
+}
+
 /* The registry hears of it before the index does: a crash in between leaves
    XIDs that the next try finds by the messages' GUIDs. */
 static void xid_recover_note(struct xid_recover *r)
 {
 	ARRAY_TYPE(imap_xid_entry) entries;
-	const struct xid_header_entry *ns;
 	const struct xid_lost_mail *lost;
-	struct imap_xid_entry *entry;
 
-	if (array_count(&r->mails) == 0)
-		return;
-	i_array_init(&entries, array_count(&r->mails));
+	i_array_init(&entries, 128);
 	array_foreach(&r->mails, lost) {
-		if (lost->seq == 0)
+		if (lost->seq == 0 || lost->guid == NULL)
 			continue;
-		ns = array_idx(&r->entries, lost->rec.ns);
-		entry = array_append_space(&entries);
-		entry->uid = lost->uid;
-		entry->ns = ns->name;
-		entry->ns_len = strlen(ns->name);
-		entry->number = lost->rec.number;
-		entry->guid = lost->guid;
-		entry->guid_len = strlen(lost->guid);
+		xid_recover_note_entry(r, lost, array_append_space(&entries));
+		if (array_count(&entries) == XID_NOTE_BATCH) {
+			xid_mailbox_note(r->xbox, &entries);
+			array_clear(&entries);
+		}
 	}
 	xid_mailbox_note(r->xbox, &entries);
 	array_free(&entries);
@@ -367,38 +388,43 @@ static int xid_recover_commit(struct xid_recover *r)
 static int xid_recover_locked(struct xid_recover *r)
 {
 	struct mail_index *index = r->xbox->box->index;
-	imap_xid_box *core;
 	int ret;
 
-	if ((core = xid_box_open(r->xbox)) == NULL)
-		return -1;
-	if (array_count(&r->mails) > 0) {
-		if (imap_xid_recovery_begin(core, &r->registry) < 0) {
-			/* giving new XIDs now would change those that the
-			   registry has */
-			xid_mailbox_log_error(r->xbox, "messages have no "
-					      "XIDs yet");
-			return -1;
-		}
-	}
 	if (mail_index_lock_sync(index, XID_LOCK_REASON) < 0) {
 		mailbox_set_index_error(r->xbox->box);
-		ret = -1;
-	} else {
-		ret = xid_recover_commit(r);
-		mail_index_unlock(index, XID_LOCK_REASON);
-		/* so that box->view finds the records */
-		if (ret == 0)
-			ret = mail_index_refresh(index);
+		return -1;
 	}
-	imap_xid_recovery_free(r->registry);
+	ret = xid_recover_commit(r);
+	mail_index_unlock(index, XID_LOCK_REASON);
+	/* so that box->view finds the records */
+	return ret < 0 ? -1 : mail_index_refresh(index);
+}
+
+/* Returns 1 = the registry may know some of the messages, 0 = it does not,
+   -1 = it cannot be asked: new XIDs now would change those that it has. */
+static int xid_recover_ask_registry(struct xid_recover *r)
+{
+	imap_xid_box *core = xid_box_open(r->xbox);
+	int ret;
+
+	if (core == NULL)
+		return -1;
+	if (array_count(&r->mails) == 0)
+		return 0;
+	ret = imap_xid_recovery_begin(core, &r->registry);
+	if (ret < 0) {
+		xid_mailbox_log_error(r->xbox, "messages have no XIDs yet");
+		return -1;
+	}
+	if (ret > 0)
+		xid_recover_read_guids(r);
 	return ret;
 }
 
 static int xid_recover_run(struct xid_mailbox *xbox, uint32_t first_uid)
 {
 	struct xid_recover r;
-	int ret;
+	int ret, known;
 
 	i_zero(&r);
 	r.xbox = xbox;
@@ -406,7 +432,14 @@ static int xid_recover_run(struct xid_mailbox *xbox, uint32_t first_uid)
 	r.pool = pool_alloconly_create("xid recover", 4096);
 	p_array_init(&r.mails, r.pool, 16);
 	xid_recover_find_lost(&r);
-	ret = xid_recover_locked(&r);
+	ret = known = xid_recover_ask_registry(&r);
+	if (ret >= 0)
+		ret = xid_recover_locked(&r);
+	imap_xid_recovery_free(r.registry);
+	/* What the registry had never heard of it learns now, piece by piece:
+	   there may be a million. */
+	if (ret == 0 && known == 0 && array_count(&r.mails) > 0)
+		(void)xid_registry_cover(xbox);
 	if (array_is_created(&r.present))
 		array_free(&r.present);
 	pool_unref(&r.pool);

@@ -66,6 +66,9 @@ void xid_mailbox_forget(struct xid_mailbox *xbox);
 /* The mailbox and those below it have new names. */
 void xid_mailbox_renamed(struct mailbox *box);
 
+/* find.c: make the registry know all messages of box->view. -1 = do without. */
+int xid_registry_cover(struct xid_mailbox *xbox);
+
 /* GUIDs of messages of box->view. */
 struct xid_guid_reader;
 struct xid_guid_reader *xid_guid_reader_init(struct xid_mailbox *xbox);
