@@ -229,7 +229,8 @@ static bool
 xid_state_is_foreign(struct xid_mailbox *xbox, const imap_xid_state *state)
 {
 	const char *ns = xbox->xuser->set.namespace;
-	uint32_t uid_validity, uid;
+	struct xid_header_info info;
+	uint32_t uid_validity, uid, idx;
 	uint64_t number, highest;
 	imap_xid_root *root;
 
@@ -238,7 +239,13 @@ xid_state_is_foreign(struct xid_mailbox *xbox, const imap_xid_state *state)
 	    mail_index_get_header(xbox->box->view)->uid_validity)
 		return TRUE;
 	number = imap_xid_state_number(state, ns, strlen(ns));
-	if (number == 0 || (root = xid_root_open(xbox)) == NULL)
+	/* What the mailbox itself remembers needs no look at the counter, and
+	   is right even where that was lost. */
+	xid_header_read(xbox, NULL, &info);
+	idx = xid_header_find(&info, ns, strlen(ns));
+	if (number == 0 ||
+	    (idx != XID_NO_NAMESPACE && number <= info.entries[idx].high) ||
+	    (root = xid_root_open(xbox)) == NULL)
 		return FALSE;
 	if (imap_xid_counter(root, &highest) < 0) {
 		xid_mailbox_log_error(xbox, "the highest number is not known");
