@@ -19,8 +19,11 @@ use imap_xid::table::Table;
 use imap_xid::uid::UidSet;
 use imap_xid::xid::{self, State, Xid, XidSet};
 
-/// A body, by the name of its target.
-pub const ALL: [(&str, fn(&[u8])); 9] = [
+/// What a target does with an input.
+pub type Body = fn(&[u8]);
+
+/// The bodies by the names of their targets.
+pub const ALL: [(&str, Body); 9] = [
     ("xid", xid),
     ("xid_set", xid_set),
     ("state", state),

@@ -74,7 +74,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         .collect()
 }
 
-fn smoke(target: &str, body: fn(&[u8])) {
+fn smoke(target: &str, body: bodies::Body) {
     let slow = bodies::SLOW.contains(&target);
     let factor = if std::env::var_os("IMAP_XID_SOAK").is_some() {
         SOAK_FACTOR
@@ -99,7 +99,7 @@ fn smoke(target: &str, body: fn(&[u8])) {
     }
 }
 
-fn run(target: &str, body: fn(&[u8]), input: &[u8]) {
+fn run(target: &str, body: bodies::Body, input: &[u8]) {
     let outcome = std::panic::catch_unwind(|| body(input));
     assert!(
         outcome.is_ok(),

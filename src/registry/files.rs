@@ -1,6 +1,6 @@
 //! Names, locks and owners of the files in a mail root.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::error::Error;
+use crate::log::{self, Level};
 
 /// The registry's name in the mail root. SQLite puts `-wal` and `-shm` beside it.
 pub(super) const REGISTRY: &str = "xid.registry";
@@ -154,6 +155,32 @@ pub(super) fn move_aside(path: &Path) -> Result<PathBuf, Error> {
     }
     sync_folder_of(path)?;
     Ok(aside)
+}
+
+/// Opens one of our own files. A folder, a link or a device in its place would stop us for ever,
+/// so it is moved aside; `true` says that this was done.
+pub(super) fn open_own(path: &Path, options: &OpenOptions) -> Result<(File, bool), Error> {
+    let first = match options.open(path) {
+        Ok(file) if file.metadata().is_ok_and(|meta| meta.is_file()) => return Ok((file, false)),
+        Ok(_) => io::ErrorKind::InvalidInput.into(),
+        Err(e) => e,
+    };
+    let in_the_way = fs::symlink_metadata(path).is_ok_and(|meta| !meta.is_file());
+    if !in_the_way {
+        return Err(Error::io("open", path, first));
+    }
+    let aside = free_name(path)?;
+    fs::rename(path, &aside).map_err(|e| Error::io("move aside", path, e))?;
+    log::line(
+        Level::Error,
+        &format!(
+            "{} was no plain file: moved to {}; see who put it there",
+            path.display(),
+            aside.display()
+        ),
+    );
+    let file = options.open(path).map_err(|e| Error::io("open", path, e))?;
+    Ok((file, true))
 }
 
 fn free_name(path: &Path) -> Result<PathBuf, Error> {

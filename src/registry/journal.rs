@@ -401,14 +401,10 @@ impl Journal {
                 return Ok((slot.insert(file), meta.len()));
             }
         }
-        let file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW)
-            .open(&self.path)
-            .map_err(|e| Error::io("open", &self.path, e))?;
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).create(true).mode(0o600);
+        options.custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW);
+        let (file, _) = files::open_own(&self.path, &options)?;
         let meta = file.metadata().map_err(look)?;
         files::give_to_owner(&file, &self.path)?;
         Ok((slot.insert(file), meta.len()))

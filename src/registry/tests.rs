@@ -462,14 +462,15 @@ fn a_locked_registry_is_a_clear_error_after_a_bounded_time() {
 #[test]
 fn a_journal_that_cannot_be_written_loses_nothing() {
     let home = Home::new();
-    fs::create_dir(home.file("xid.journal")).unwrap();
+    let (root, away) = (home.dir.path(), home.dir.path().with_extension("away"));
     let inbox = inbox();
+    fs::rename(root, &away).unwrap();
     let error = home
         .registry
         .note(&inbox, &[entry(1, "foo-1", "a")])
         .unwrap_err();
     assert!(matches!(error, Error::Io { .. }), "{error}");
-    fs::remove_dir(home.file("xid.journal")).unwrap();
+    fs::rename(&away, root).unwrap();
     home.registry
         .note(&inbox, &[entry(2, "foo-2", "b")])
         .unwrap();
@@ -485,6 +486,33 @@ fn a_journal_that_cannot_be_written_loses_nothing() {
         rows(&home.registry, &INBOX),
         [row(1, "foo-1", "a"), row(2, "foo-2", "b")]
     );
+}
+
+#[test]
+fn a_folder_or_a_link_in_the_place_of_a_file_is_moved_aside() {
+    for name in ["xid.registry", "xid.journal", "xid.incarnation"] {
+        for link in [false, true] {
+            let home = Home::new();
+            match link {
+                true => std::os::unix::fs::symlink("/nowhere/at/all", home.file(name)).unwrap(),
+                false => fs::create_dir(home.file(name)).unwrap(),
+            }
+            if name == "xid.registry" && link {
+                // A link to a file elsewhere is an administrator's wish; this one is broken.
+                assert!(home.registry.reserve(1, 1).is_err());
+                continue;
+            }
+            let inbox = inbox();
+            home.registry
+                .note(&inbox, &[entry(1, "foo-1", "a")])
+                .unwrap();
+            assert_eq!(home.registry.registered(&inbox, 2).unwrap(), 2, "{name}");
+            let first = home.registry.reserve(1, 1).unwrap().start;
+            let lost = name == "xid.incarnation";
+            assert_eq!(first > 10_000 * INCARNATION, lost, "{name}: {first}");
+            assert_eq!(home.aside().len(), 1, "{name}");
+        }
+    }
 }
 
 #[test]

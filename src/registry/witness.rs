@@ -16,6 +16,9 @@ use super::numbers::INCARNATION_SHIFT;
 /// The longest line: two numbers of 20 digits.
 const LINE_MAX: usize = 64;
 
+/// Stands in a witness that was made where something else was.
+const UNREADABLE: &[u8] = b"?\n";
+
 /// How long to wait for another process that opens or reserves (two durable writes).
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
 
@@ -66,15 +69,20 @@ impl Witness {
         &self,
         work: impl FnOnce(&Locked<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let file = OpenOptions::new()
+        let mut options = OpenOptions::new();
+        options
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW)
-            .open(&self.path)
-            .map_err(|e| Error::io("open", &self.path, e))?;
+            .mode(0o600);
+        options.custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW);
+        let (file, was_none) = files::open_own(&self.path, &options)?;
+        if was_none {
+            // An empty one would say that there never was a registry.
+            file.write_all_at(UNREADABLE, 0)
+                .map_err(|e| Error::io("write", &self.path, e))?;
+        }
         files::give_to_owner(&file, &self.path)?;
         let _held = files::lock(&file, &self.path, LockKind::Exclusive, LOCK_LIMIT)?;
         work(&Locked {

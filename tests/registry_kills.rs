@@ -1,0 +1,180 @@
+//! kill -9 at any instruction of the registry: no number is given twice, and everything that the
+//! index has is known again.
+
+use std::collections::HashSet;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use imap_xid::registry::{Entry, Mailbox, Registry};
+use imap_xid::xid::{State, Xid};
+
+/// Processes that share a mail root, each with a mailbox of its own.
+const VICTIMS: u8 = 3;
+const ROUNDS: u64 = 20;
+const ROUNDS_OF_SOAK: u64 = 700;
+
+/// The longest life of a victim, in microseconds: several of its turns.
+const LIFE_MAX: u64 = 40_000;
+
+/// Tells a process of this test that it is a victim: the mail root and its number.
+const ROLE: &str = "IMAP_XID_VICTIM";
+
+fn mailbox(victim: u8) -> Mailbox {
+    Mailbox::new([victim + 1; 16], &format!("box {victim}"), 1)
+}
+
+/// A host's index in small: UID n is the n-th number in the file, appended in one write before
+/// anything is noted.
+struct Index(PathBuf);
+
+impl Index {
+    fn of(root: &Path, victim: u8) -> Self {
+        Index(root.join(format!("index.{victim}")))
+    }
+
+    fn numbers(&self) -> Vec<u64> {
+        let octets = fs::read(&self.0).unwrap_or_default();
+        octets
+            .chunks_exact(8)
+            .map(|n| u64::from_le_bytes(n.try_into().unwrap()))
+            .collect()
+    }
+
+    fn append(&self, numbers: std::ops::Range<u64>) {
+        let octets: Vec<u8> = numbers.flat_map(u64::to_le_bytes).collect();
+        let file = OpenOptions::new().append(true).create(true).open(&self.0);
+        file.unwrap().write_all(&octets).unwrap();
+    }
+}
+
+fn entries(numbers: &[u64], from: u32) -> Vec<Entry<'static>> {
+    (1..)
+        .zip(numbers)
+        .skip(from as usize - 1)
+        .map(|(uid, &n)| Entry {
+            uid,
+            xid: Xid::new(b"foo", n).unwrap(),
+            guid: b"guid",
+        })
+        .collect()
+}
+
+/// Makes the registry know the whole index.
+fn cover(registry: &Registry, mailbox: &Mailbox, numbers: &[u64]) {
+    let next_uid = numbers.len() as u32 + 1;
+    let missing = registry.registered(mailbox, next_uid).unwrap();
+    if missing < next_uid {
+        registry
+            .register(mailbox, &entries(numbers, missing), next_uid, missing == 1)
+            .unwrap();
+    }
+}
+
+fn random(seed: &mut u64) -> u64 {
+    *seed ^= *seed << 13;
+    *seed ^= *seed >> 7;
+    *seed ^= *seed << 17;
+    *seed
+}
+
+/// Runs only as a process of its own, until it is killed.
+#[test]
+#[ignore = "a process that the test below starts and kills"]
+fn victim() {
+    let Ok(role) = std::env::var(ROLE) else {
+        return;
+    };
+    let (victim, root) = role.split_once(' ').unwrap();
+    let (victim, root) = (victim.parse().unwrap(), Path::new(root));
+    let registry = Registry::new(root, "foo").unwrap();
+    let (mailbox, index) = (mailbox(victim), Index::of(root, victim));
+    let mut seed = u64::from(std::process::id()) << 20 | 1;
+    for _ in 0..100_000 {
+        let known = index.numbers();
+        match random(&mut seed) % 8 {
+            0 => drop(registry.reserve(1, 1).unwrap()),
+            1 => cover(&registry, &mailbox, &known),
+            2 => {
+                let next_uid = known.len() as u32 + 1;
+                registry
+                    .register(&mailbox, &entries(&known, 1), next_uid, true)
+                    .unwrap();
+            }
+            _ => {
+                let count = 1 + (random(&mut seed) % 30) as u32;
+                let above = known.last().copied().unwrap_or(0);
+                let first = registry.take_numbers(above, count).unwrap();
+                index.append(first..first + u64::from(count));
+                let now = index.numbers();
+                registry
+                    .note(&mailbox, &entries(&now, known.len() as u32 + 1))
+                    .unwrap();
+            }
+        }
+    }
+}
+
+fn start(root: &Path, victim: u8) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "victim"])
+        .env(ROLE, format!("{victim} {}", root.display()))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn whoever_is_killed_no_number_is_given_twice_and_nothing_is_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let soak = std::env::var_os("IMAP_XID_SOAK").is_some();
+    let mut seed = 0x1795_4600_0000_0011;
+    for round in 0..if soak { ROUNDS_OF_SOAK } else { ROUNDS } {
+        let children: Vec<Child> = (0..VICTIMS).map(|victim| start(root, victim)).collect();
+        for mut child in children {
+            std::thread::sleep(Duration::from_micros(random(&mut seed) % LIFE_MAX));
+            child.kill().unwrap();
+            let output = child.wait_with_output().unwrap();
+            let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(
+                !complaint.contains("panicked"),
+                "round {round}: {complaint}"
+            );
+            assert!(!complaint.contains("broken"), "round {round}: {complaint}");
+        }
+        check(root);
+    }
+    let given: usize = (0..VICTIMS)
+        .map(|v| Index::of(root, v).numbers().len())
+        .sum();
+    assert!(
+        given > 100,
+        "the victims did not live long enough: {given} numbers"
+    );
+}
+
+fn check(root: &Path) {
+    let registry = Arc::new(Registry::new(root, "foo").unwrap());
+    let mut given = HashSet::new();
+    for victim in 0..VICTIMS {
+        let (mailbox, numbers) = (mailbox(victim), Index::of(root, victim).numbers());
+        assert!(numbers.is_sorted(), "numbers ascend in a mailbox");
+        for &number in &numbers {
+            assert!(given.insert(number), "foo-{number} was given twice");
+        }
+        cover(&registry, &mailbox, &numbers);
+        let all: Vec<u32> = (1..=numbers.len() as u32).collect();
+        assert_eq!(registry.news(&mailbox, &State::new()).unwrap(), all);
+    }
+    assert_eq!(registry.verify().unwrap(), []);
+    assert_eq!(
+        registry.status().unwrap().incarnation,
+        0,
+        "a kill is no loss"
+    );
+}
