@@ -54,7 +54,7 @@ fn fill(server: &Dovecot, boxes: usize) {
 }
 
 fn read_figures(report: &mut Report, stock: &Dovecot, ours: &Dovecot) {
-    let mut clients = [stock, ours].map(|server| Client::login(server.imap_addr(), USER));
+    let mut clients = [stock, ours].map(|server| Client::timed(server, USER));
     for client in &mut clients {
         client.ok(&format!("SELECT {}", BOXES[1]));
     }
@@ -87,7 +87,7 @@ fn mean(mut measured: impl FnMut() -> f64) -> f64 {
 
 fn news_figures(report: &mut Report, stock: &Dovecot, ours: &Dovecot) {
     let [small, large] = [BOXES[0], BOXES[2]];
-    let mut clients = [ours, ours].map(|server| Client::login(server.imap_addr(), USER));
+    let mut clients = [ours, ours].map(|server| Client::timed(server, USER));
     let [small_client, large_client] = &mut clients;
     let small_state = state(small_client, small);
     let large_state = state(large_client, large);
@@ -165,7 +165,7 @@ struct Resync {
 
 impl Resync {
     fn new(server: &Dovecot, mailbox: &str) -> Resync {
-        let mut client = Client::login(server.imap_addr(), USER);
+        let mut client = Client::timed(server, USER);
         client.ok("ENABLE QRESYNC");
         let plain = format!("SELECT {mailbox}");
         client.ok(&plain);
