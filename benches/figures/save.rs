@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::client::Client;
-use crate::harness::{Dovecot, Lmtp, message_of};
+use crate::harness::{Dovecot, message_of};
 use crate::report::Report;
 use crate::rounds::alternate;
 
@@ -21,47 +21,33 @@ pub fn measure(report: &mut Report) {
     }
     let stock = Dovecot::setup().plugin(false).start();
     let ours = Dovecot::setup().start();
-    let servers = [&stock, &ours];
-    if report.wants(&["append_1_session"]) {
-        let [mut stock, mut ours] = servers.map(|server| Client::login(server.imap_addr(), "one"));
-        let spread = alternate(report.rounds, || appends(&mut stock), || appends(&mut ours));
-        report.add_ratio("append_1_session", &spread, AT_MOST);
-    }
-    if report.wants(&["append_8_sessions"]) {
-        let [mut stock, mut ours] = servers.map(eight);
-        let spread = alternate(report.rounds, || at_once(&mut stock), || at_once(&mut ours));
-        report.add_ratio("append_8_sessions", &spread, AT_MOST);
-    }
-    if report.wants(&["lmtp"]) {
-        let [mut stock, mut ours] = servers.map(Dovecot::lmtp);
-        let spread = alternate(
-            report.rounds,
-            || deliveries(&mut stock),
-            || deliveries(&mut ours),
-        );
-        report.add_ratio("lmtp", &spread, AT_MOST);
-    }
+    let mut compare = |name: &'static str, measured: fn(&Dovecot) -> f64| {
+        if report.wants(&[name]) {
+            let spread = alternate(report.rounds, || measured(&stock), || measured(&ours));
+            report.add_ratio(name, &spread, AT_MOST);
+        }
+    };
+    compare("append_1_session", appends);
+    compare("append_8_sessions", at_once);
+    compare("lmtp", deliveries);
 }
 
 /// Seconds per message.
-fn appends(client: &mut Client) -> f64 {
+fn appends(server: &Dovecot) -> f64 {
+    let mut client = Client::timed(server, "one");
     let message = message_of(1, BODY);
     let times = (0..MESSAGES).map(|_| client.append("INBOX", &message));
     times.sum::<f64>() / MESSAGES as f64
 }
 
-fn eight(server: &Dovecot) -> Vec<Client> {
-    (0..SESSIONS)
-        .map(|n| Client::login(server.imap_addr(), &format!("eight{n}")))
-        .collect()
-}
-
 /// Seconds per message, of clients that save at the same time.
-fn at_once(clients: &mut [Client]) -> f64 {
+fn at_once(server: &Dovecot) -> f64 {
+    let login = |n| Client::login(server.imap_addr(), &format!("eight{n}"));
+    let mut clients: Vec<Client> = (0..SESSIONS).map(login).collect();
     let message = message_of(1, BODY);
     let start = Instant::now();
     std::thread::scope(|scope| {
-        for client in &mut *clients {
+        for client in &mut clients {
             scope.spawn(|| {
                 for _ in 0..MESSAGES / SESSIONS {
                     client.append("INBOX", &message);
@@ -73,7 +59,8 @@ fn at_once(clients: &mut [Client]) -> f64 {
 }
 
 /// Seconds per delivery.
-fn deliveries(lmtp: &mut Lmtp) -> f64 {
+fn deliveries(server: &Dovecot) -> f64 {
+    let mut lmtp = server.lmtp();
     let message = message_of(1, BODY);
     let start = Instant::now();
     for _ in 0..MESSAGES {
