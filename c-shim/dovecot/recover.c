@@ -400,8 +400,9 @@ static int xid_recover_locked(struct xid_recover *r)
 	return ret < 0 ? -1 : mail_index_refresh(index);
 }
 
-/* Returns 1 = the registry may know some of the messages, 0 = it does not,
-   -1 = it cannot be asked: new XIDs now would change those that it has. */
+/* Returns 1 = the messages' GUIDs are needed, and read; 0 = the registry knows
+   none of them, and they have no UIDs to agree on; -1 = the registry cannot be
+   asked: new XIDs now would change those that it has. */
 static int xid_recover_ask_registry(struct xid_recover *r)
 {
 	imap_xid_box *core = xid_box_open(r->xbox);
@@ -416,6 +417,8 @@ static int xid_recover_ask_registry(struct xid_recover *r)
 		xid_mailbox_log_error(r->xbox, "messages have no XIDs yet");
 		return -1;
 	}
+	if (r->xbox->xuser->set.uid_source != XID_UID_SOURCE_LOCAL)
+		ret = 1;
 	if (ret > 0)
 		xid_recover_read_guids(r);
 	return ret;
