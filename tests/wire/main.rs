@@ -11,6 +11,7 @@ mod durability;
 mod fetch_search;
 mod formats;
 mod settings;
+mod storage;
 mod tls_compress_hibernate;
 mod xhxid_prefix;
 mod xhxid_state;
