@@ -2,8 +2,8 @@
    to the host's own commands: FETCH, STORE, COPY, MOVE, EXPUNGE.
 
    The XIDs are turned into sequences when the command runs, and the host's
-   command gets its parsed arguments with the sequences in place of the
-   XIDs. */
+   command gets its parsed arguments with the sequences (or UIDs, where it may
+   wait) in place of the XIDs. */
 #include "xid-imap.h"
 #include "str.h"
 #include "str-sanitize.h"
@@ -75,36 +75,67 @@ static bool xhxid_read_set(struct client_command_context *cmd,
  * Handing over
  */
 
-/* Let the host's command run with the sequences as its set. args begin with
-   the set's place. */
-static bool xhxid_run(struct client_command_context *cmd, const char *name,
-		      command_func_t *func, const struct imap_arg *args,
-		      const ARRAY_TYPE(seq_range) *seqs)
+/* Let the host's command run with this set. args begin with the set's
+   place. */
+static bool xhxid_run(struct client_command_context *cmd, command_func_t *func,
+		      const struct imap_arg *args, const char *set)
 {
-	struct command *command = command_find(name);
-	string_t *str = str_new(cmd->pool, 128);
-
-	if (array_count(seqs) > 0) {
-		imap_write_seq_range(str, seqs);
-		/* Waiting for UIDs may stand in front of it. What it waits
-		   behind must not renumber the sequences. */
-		if (command != NULL)
-			func = command->func;
-		cmd->cmd_flags = COMMAND_FLAG_USES_SEQS;
-	} else {
-		/* The host refuses an empty set of sequences; a set of UIDs
-		   of which none is there is fine. No UID can come of it, so
-		   there is nothing to wait for. */
-		str_append(str, XID_UNUSED_UID);
-		cmd->uid = TRUE;
-	}
-	arg_set_atom(args_modifiable(args), str_c(str));
-
+	arg_set_atom(args_modifiable(args), set);
 	/* The host appends the arguments to these when it reads them again. */
 	cmd->args = NULL;
 	cmd->human_args = NULL;
 	cmd->func = func;
 	return func(cmd);
+}
+
+static const char *
+set_write(struct client_command_context *cmd, const ARRAY_TYPE(seq_range) *set)
+{
+	string_t *str = str_new(cmd->pool, 128);
+
+	imap_write_seq_range(str, set);
+	return str_c(str);
+}
+
+/* Run it with these sequences. name is how the host calls the command, func
+   its own function. */
+static bool xhxid_run_seqs(struct client_command_context *cmd, const char *name,
+			   command_func_t *func, const struct imap_arg *args,
+			   const ARRAY_TYPE(seq_range) *seqs)
+{
+	struct command *command = command_find(name);
+
+	if (array_count(seqs) == 0) {
+		/* The host refuses an empty set of sequences; a set of UIDs
+		   of which none is there is fine. No UID can come of it, so
+		   there is nothing to wait for. */
+		cmd->uid = TRUE;
+		return xhxid_run(cmd, func, args, XID_UNUSED_UID);
+	}
+	/* another plug-in may have put its own in place of the host's */
+	if (command != NULL)
+		func = command->func;
+	cmd->cmd_flags = COMMAND_FLAG_USES_SEQS;
+	return xhxid_run(cmd, func, args, set_write(cmd, seqs));
+}
+
+/* The same for a command whose answer shows UIDs: it may have to wait for
+   them, and sequences can shift meanwhile. */
+static bool xhxid_run_uids(struct client_command_context *cmd, const char *name,
+			   command_func_t *func, const struct imap_arg *args,
+			   const ARRAY_TYPE(seq_range) *seqs)
+{
+	struct command *command = command_find(name);
+	ARRAY_TYPE(seq_range) uids;
+
+	if (array_count(seqs) == 0)
+		return xhxid_run_seqs(cmd, name, func, args, seqs);
+	t_array_init(&uids, array_count(seqs));
+	mailbox_get_uid_range(cmd->client->mailbox, seqs, &uids);
+	if (command != NULL)
+		func = command->func;
+	cmd->uid = TRUE;
+	return xhxid_run(cmd, func, args, set_write(cmd, &uids));
 }
 
 /* Remove the prefix command's name from the arguments. */
@@ -201,7 +232,7 @@ fetch_items_with_xid(struct client_command_context *cmd,
 	return used;
 }
 
-static bool fetch_modifiers_have(const struct imap_arg *arg, const char *name)
+static bool list_has_atom(const struct imap_arg *arg, const char *name)
 {
 	const struct imap_arg *list;
 
@@ -239,7 +270,7 @@ static bool cmd_xhxid_fetch(struct client_command_context *cmd,
 		return TRUE;
 
 	used = fetch_items_with_xid(cmd, &args[2], &list);
-	if (fetch_modifiers_have(&args[2 + used], "VANISHED")) {
+	if (list_has_atom(&args[2 + used], "VANISHED")) {
 		client_send_command_error(cmd,
 			"VANISHED answers with UIDs: use UID FETCH for it");
 		return TRUE;
@@ -249,7 +280,9 @@ static bool cmd_xhxid_fetch(struct client_command_context *cmd,
 	args[2] = args[2 + used];
 	if (!IMAP_ARG_IS_EOL(&args[2]))
 		args[3].type = IMAP_ARG_EOL;
-	return xhxid_run(cmd, "FETCH", cmd_fetch, args, &seqs);
+	if (list_has_atom(&args[1], "UID"))
+		return xhxid_run_uids(cmd, "UID FETCH", cmd_fetch, args, &seqs);
+	return xhxid_run_seqs(cmd, "FETCH", cmd_fetch, args, &seqs);
 }
 
 /*
@@ -273,7 +306,7 @@ static bool cmd_xhxid_store(struct client_command_context *cmd,
 		return TRUE;
 
 	args_shift(args);
-	return xhxid_run(cmd, "STORE", cmd_store, args, &seqs);
+	return xhxid_run_seqs(cmd, "STORE", cmd_store, args, &seqs);
 }
 
 static bool xhxid_copy_full(struct client_command_context *cmd,
@@ -293,8 +326,8 @@ static bool xhxid_copy_full(struct client_command_context *cmd,
 		return TRUE;
 
 	args_shift(args);
-	return xhxid_run(cmd, move ? "MOVE" : "COPY",
-			 move ? cmd_move : cmd_copy, args, &seqs);
+	return xhxid_run_seqs(cmd, move ? "MOVE" : "COPY",
+			      move ? cmd_move : cmd_copy, args, &seqs);
 }
 
 static bool cmd_xhxid_copy(struct client_command_context *cmd,
