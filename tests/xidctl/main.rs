@@ -3,6 +3,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 mod server;
+mod table;
 
 use std::path::Path;
 use std::process::{Command, Output};

@@ -87,6 +87,18 @@ pub enum Error {
     /// No mailbox of this name.
     #[error("{0}: no such mailbox; `xidctl status` lists what there is")]
     NoMailbox(String),
+    /// A command that changes one mailbox was not told which.
+    #[error("which mailbox? give -m MAILBOX")]
+    WhichMailbox,
+    /// A name that several mailboxes have.
+    #[error("{0}: more than one mailbox; give the GUID with --dir (`xidctl --json status` has it)")]
+    SeveralMailboxes(String),
+    /// The table does not know the mailbox.
+    #[error(
+        "{0}: not in the UID-assignment table: no process has opened it since the boot with \
+         xid_uid_source set to table or cluster; open it once"
+    )]
+    NotInTable(String),
     /// The host's name makes no namespace.
     #[error("{0}: set xid_namespace")]
     HostName(String),

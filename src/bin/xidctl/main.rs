@@ -4,15 +4,20 @@
 //! shell completions are made) and a `run`. `place` finds the mail a command is about, `host`
 //! asks Dovecot, `output` prints for people or as JSON.
 
+mod advance;
+mod boxes;
 mod completions;
 mod error;
 mod export;
+mod hold;
 mod host;
 mod index;
 mod man;
 mod output;
+mod pending;
 mod place;
 mod status;
+mod top;
 mod verify;
 
 use std::path::PathBuf;
@@ -46,6 +51,12 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Status(status::Args),
+    Pending(pending::Args),
+    Advance(advance::Args),
+    Hold(hold::HoldArgs),
+    Release(hold::ReleaseArgs),
+    Gate(hold::GateArgs),
+    Top(top::Args),
     Verify(verify::Args),
     Export(export::Args),
     Completions(completions::Args),
@@ -91,6 +102,12 @@ fn main() -> ExitCode {
 fn run(command: Command, context: &Context) -> Result<Outcome, Error> {
     match command {
         Command::Status(args) => status::run(&args, context),
+        Command::Pending(args) => pending::run(&args, context),
+        Command::Advance(args) => advance::run(&args, context),
+        Command::Hold(args) => hold::hold(&args, context),
+        Command::Release(args) => hold::release(&args, context),
+        Command::Gate(args) => hold::gate(&args, context),
+        Command::Top(args) => top::run(&args, context),
         Command::Verify(args) => verify::run(&args, context),
         Command::Export(args) => export::run(&args, context),
         Command::Completions(args) => completions::run(&args, context),

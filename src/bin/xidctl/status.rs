@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use imap_xid::registry::{BoxInfo, Registry};
-use imap_xid::table::{Info, Table};
+use imap_xid::table::{Counts, Info, Table, WAIT_BUCKETS_MS};
 use serde::Serialize;
 
+use crate::boxes::ago;
 use crate::error::Error;
 use crate::host::hex;
 use crate::place::{Place, PlaceArgs};
@@ -35,6 +36,8 @@ struct Status {
     namespace: String,
     files: Vec<File>,
     numbers: Option<Numbers>,
+    /// None while there is no table.
+    waiting: Option<Waiting>,
     mailboxes: Vec<Mailbox>,
 }
 
@@ -51,6 +54,47 @@ struct Numbers {
     given: Option<u64>,
     reserved: u64,
     incarnation: u64,
+}
+
+/// The table's counters, since it was made: since the boot, mostly.
+#[derive(Serialize)]
+struct Waiting {
+    pending: u64,
+    waits: u64,
+    timeouts: u64,
+    gate_waits: u64,
+    advances: u64,
+    /// Repairs after a process was killed while it changed the table.
+    repairs: u64,
+    wait_ms: u64,
+    /// Waits that took at most so long, and longer than the row before says.
+    wait_histogram: Vec<Bucket>,
+}
+
+#[derive(Serialize)]
+struct Bucket {
+    /// None for all longer ones.
+    up_to_ms: Option<u64>,
+    waits: u64,
+}
+
+impl From<Counts> for Waiting {
+    fn from(counts: Counts) -> Waiting {
+        let bounds = WAIT_BUCKETS_MS.iter().copied().map(Some).chain([None]);
+        let buckets = bounds.zip(counts.wait_buckets);
+        Waiting {
+            pending: counts.pending,
+            waits: counts.waits,
+            timeouts: counts.timeouts,
+            gate_waits: counts.gate_waits,
+            advances: counts.advances,
+            repairs: counts.repairs,
+            wait_ms: counts.wait_ms,
+            wait_histogram: buckets
+                .map(|(up_to_ms, waits)| Bucket { up_to_ms, waits })
+                .collect(),
+        }
+    }
 }
 
 /// A mailbox as registry and table know it.
@@ -124,6 +168,7 @@ fn gather(place: &Place) -> Result<Status, Error> {
         namespace: place.namespace.clone(),
         files: files.into(),
         numbers,
+        waiting: table.map(|table| table.counts().into()),
         mailboxes,
     })
 }
@@ -206,8 +251,35 @@ fn show(out: &mut dyn Write, status: &Status) -> io::Result<()> {
             "reserved up to     {reserved} (incarnation {incarnation})"
         )?;
     }
+    if let Some(waiting) = &status.waiting {
+        show_waiting(out, waiting)?;
+    }
     for mailbox in &status.mailboxes {
         writeln!(out, "{}", describe(mailbox))?;
+    }
+    Ok(())
+}
+
+fn show_waiting(out: &mut dyn Write, waiting: &Waiting) -> io::Result<()> {
+    writeln!(out, "pending UIDs       {}", waiting.pending)?;
+    writeln!(out, "advances           {}", waiting.advances)?;
+    writeln!(out, "waits at a gate    {}", waiting.gate_waits)?;
+    writeln!(out, "repairs            {}", waiting.repairs)?;
+    write!(out, "waits for UIDs     {}", waiting.waits)?;
+    write!(out, ", {} timed out", waiting.timeouts)?;
+    if let Some(average) = waiting.wait_ms.checked_div(waiting.waits) {
+        write!(out, ", {} on average", ago(average))?;
+    }
+    writeln!(out)?;
+    for bucket in waiting
+        .wait_histogram
+        .iter()
+        .filter(|bucket| bucket.waits > 0)
+    {
+        match bucket.up_to_ms {
+            Some(ms) => writeln!(out, "  up to {:<12} {}", ago(ms), bucket.waits)?,
+            None => writeln!(out, "  longer             {}", bucket.waits)?,
+        }
     }
     Ok(())
 }
