@@ -3,9 +3,9 @@
 
 use std::collections::HashSet;
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -118,14 +118,114 @@ fn victim() {
     }
 }
 
+/// Runs only as a process of its own: has the registry open, and uses it again when told to.
+#[test]
+#[ignore = "a process that a test below starts"]
+fn holder() {
+    let Ok(role) = std::env::var(ROLE) else {
+        return;
+    };
+    let (_, root) = role.split_once(' ').unwrap();
+    let registry = Registry::new(Path::new(root), "foo").unwrap();
+    for line in std::io::stdin().lines() {
+        assert_eq!(line.unwrap(), "reserve");
+        println!("reserved {}", registry.reserve(1, 1).unwrap().start);
+    }
+}
+
 fn start(root: &Path, victim: u8) -> Child {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "victim"])
-        .env(ROLE, format!("{victim} {}", root.display()))
+    process("victim", root, victim)
         .stdout(Stdio::null())
-        .stderr(Stdio::piped())
         .spawn()
         .unwrap()
+}
+
+/// A process that runs one of the tests that are ignored.
+fn process(role: &str, root: &Path, victim: u8) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--ignored", "--nocapture", "--exact", role])
+        .env(ROLE, format!("{victim} {}", root.display()))
+        .stderr(Stdio::piped());
+    command
+}
+
+/// A [`holder`] and how to make it reserve.
+struct Holder {
+    process: Child,
+    orders: ChildStdin,
+    answers: Lines<BufReader<ChildStdout>>,
+}
+
+impl Holder {
+    fn start(root: &Path) -> Self {
+        let mut process = process("holder", root, 0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let orders = process.stdin.take().unwrap();
+        let answers = BufReader::new(process.stdout.take().unwrap()).lines();
+        Holder {
+            process,
+            orders,
+            answers,
+        }
+    }
+
+    fn reserve(&mut self) -> u64 {
+        self.orders.write_all(b"reserve\n").unwrap();
+        let mut answers = self.answers.by_ref().map(Result::unwrap);
+        let answer = answers.find(|line| line.starts_with("reserved ")).unwrap();
+        answer["reserved ".len()..].parse().unwrap()
+    }
+
+    fn end(mut self) {
+        drop(self.orders);
+        assert!(self.process.wait().unwrap().success());
+    }
+}
+
+#[test]
+fn a_registry_deleted_while_another_process_has_it_open_is_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut holder = Holder::start(dir.path());
+    assert_eq!(holder.reserve(), 1);
+    // What SQLite keeps beside it stays, and stays in the holder's memory.
+    fs::remove_file(dir.path().join("xid.registry")).unwrap();
+    let registry = Registry::new(dir.path(), "foo").unwrap();
+    let mailbox = mailbox(0);
+    assert_eq!(registry.registered(&mailbox, 9).unwrap(), 1);
+    assert_eq!(registry.reserve(1, 1).unwrap().start, (1 << 40) + 1);
+    assert_eq!(
+        holder.reserve(),
+        (1 << 40) + 4097,
+        "the holder has seen it, too"
+    );
+    assert_eq!(registry.verify().unwrap(), []);
+    holder.end();
+}
+
+#[test]
+fn deleting_sqlites_own_files_under_processes_makes_no_number_come_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut holder = Holder::start(dir.path());
+    let mut seen = vec![holder.reserve()];
+    for suffix in ["-shm", "-wal"] {
+        fs::remove_file(dir.path().join(format!("xid.registry{suffix}"))).unwrap();
+    }
+    // Two processes now have two logs of one file, and no lock in common.
+    let registry = Registry::new(dir.path(), "foo").unwrap();
+    for _ in 0..4 {
+        seen.extend(registry.reserve(1, 1).map(|block| block.start));
+        seen.push(holder.reserve());
+    }
+    let mut blocks: Vec<u64> = seen.iter().map(|number| number / 4096).collect();
+    blocks.sort_unstable();
+    blocks.dedup();
+    assert_eq!(blocks.len(), seen.len(), "{seen:?}");
+    assert!(seen.len() > 5, "{seen:?}");
+    holder.end();
 }
 
 #[test]

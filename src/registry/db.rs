@@ -397,7 +397,10 @@ fn make_private(path: &Path) -> Result<(), Error> {
         .custom_flags(libc::O_CLOEXEC)
         .open(path);
     match made {
-        Ok(file) => files::give_to_owner(&file, path),
+        Ok(file) => {
+            files::give_to_owner(&file, path)?;
+            files::remove_leftovers(path)
+        }
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => insist_on_file(path),
         Err(e) => Err(Error::io("make", path, e)),
     }

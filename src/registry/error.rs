@@ -106,6 +106,9 @@ impl Error {
                 ErrorCode::SystemIoFailure if grew_in_vain(e.extended_code) => {
                     Error::Full(path.to_owned())
                 }
+                ErrorCode::SystemIoFailure if was_cut(e.extended_code) => {
+                    broken("its end is missing".to_owned())
+                }
                 ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => broken(source.to_string()),
                 _ => Error::Sql {
                     path: path.to_owned(),
@@ -128,6 +131,11 @@ impl Error {
 
 fn is_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}
+
+/// A page that is known to be there was not.
+fn was_cut(extended: i32) -> bool {
+    extended == rusqlite::ffi::SQLITE_IOERR_SHORT_READ
 }
 
 /// SQLite gives its own name to a shared-memory file that cannot grow; the reason is always room.

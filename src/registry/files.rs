@@ -157,6 +157,21 @@ pub(super) fn move_aside(path: &Path) -> Result<PathBuf, Error> {
     Ok(aside)
 }
 
+/// Removes what an earlier registry of this name left beside it. Another process may still have
+/// that registry open although it was deleted; SQLite would take the shared memory of its log for
+/// that of the new one.
+pub(super) fn remove_leftovers(path: &Path) -> Result<(), Error> {
+    for suffix in ["-wal", "-shm"] {
+        let left = with_suffix(path, suffix);
+        match fs::remove_file(&left) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::io("remove", &left, e)),
+        }
+    }
+    Ok(())
+}
+
 /// Opens one of our own files. A folder, a link or a device in its place would stop us for ever,
 /// so it is moved aside; `true` says that this was done.
 pub(super) fn open_own(path: &Path, options: &OpenOptions) -> Result<(File, bool), Error> {

@@ -51,6 +51,10 @@ use crate::xid::{State, Xid, check_namespace};
 /// not grow for ever where nobody asks. About 10,000 messages.
 const JOURNAL_LONG: u64 = 1 << 20;
 
+/// Records that one write to the journal has at most, so that a million of them need no memory
+/// for all at once.
+const APPENDED_AT_ONCE: usize = 10_000;
+
 /// Rows that an export reads at a time.
 const EXPORT_PAGE: u32 = 1000;
 
@@ -237,31 +241,37 @@ impl Registry {
     /// Notes the XIDs of new messages in the journal: one write(2), no SQLite, not durable by
     /// itself. When it fails, nothing is lost: [`Registry::registered`] will ask for the messages.
     pub fn note(&self, mailbox: &Mailbox, entries: &[Entry<'_>]) -> Result<(), Error> {
-        self.tell(mailbox, |records| {
-            for entry in entries {
-                let Entry { uid, xid, guid } = *entry;
-                Record::Note {
-                    mailbox: mailbox.guid,
-                    uid,
-                    xid,
-                    guid,
+        for some in entries.chunks(APPENDED_AT_ONCE) {
+            self.tell(mailbox, |records| {
+                for entry in some {
+                    let Entry { uid, xid, guid } = *entry;
+                    Record::Note {
+                        mailbox: mailbox.guid,
+                        uid,
+                        xid,
+                        guid,
+                    }
+                    .encode(records);
                 }
-                .encode(records);
-            }
-        })
+            })?;
+        }
+        Ok(())
     }
 
     /// Notes in the journal that these UIDs were expunged.
     pub fn forget(&self, mailbox: &Mailbox, uids: &[u32]) -> Result<(), Error> {
-        self.tell(mailbox, |records| {
-            for &uid in uids {
-                Record::Forget {
-                    mailbox: mailbox.guid,
-                    uid,
+        for some in uids.chunks(APPENDED_AT_ONCE) {
+            self.tell(mailbox, |records| {
+                for &uid in some {
+                    Record::Forget {
+                        mailbox: mailbox.guid,
+                        uid,
+                    }
+                    .encode(records);
                 }
-                .encode(records);
-            }
-        })
+            })?;
+        }
+        Ok(())
     }
 
     /// Notes in the journal that a mailbox has another name.
@@ -340,7 +350,11 @@ impl Registry {
                 ),
             );
         }
-        rows::purge(db)
+        match rows::purge(db) {
+            Err(e @ Error::Broken { .. }) => Err(e),
+            // It goes on next time; what was asked for can be answered all the same.
+            _ => Ok(()),
+        }
     }
 
     // What is asked

@@ -52,20 +52,22 @@ pub(super) fn reserve(
     from: u64,
     count: u32,
 ) -> Result<Range<u64>, Error> {
-    // Read before the transaction: whoever raised it to this had committed before.
-    let witnessed = match witness.read()? {
-        Evidence::Reserved(number) => number,
-        Evidence::None | Evidence::Unreadable => 0,
-    };
-    let block = db.durably(|| {
-        let reserved = db.reserved()?;
-        let block = next_block(reserved, witnessed, from, count)
-            .ok_or_else(|| Error::Exhausted(path.to_owned()))?;
-        db.set_reserved(block.end - 1)?;
+    // Locked throughout: where SQLite's own locks do not exclude another process any more (its
+    // files beside the registry were deleted under it), the witness still does.
+    witness.locked(|witness| {
+        let witnessed = match witness.read()? {
+            Evidence::Reserved(number) => number,
+            Evidence::None | Evidence::Unreadable => 0,
+        };
+        let block = db.durably(|| {
+            let block = next_block(db.reserved()?, witnessed, from, count)
+                .ok_or_else(|| Error::Exhausted(path.to_owned()))?;
+            db.set_reserved(block.end - 1)?;
+            Ok(block)
+        })?;
+        witness.raise(block.end - 1)?;
         Ok(block)
-    })?;
-    witness.locked(|witness| witness.raise(block.end - 1))?;
-    Ok(block)
+    })
 }
 
 /// What is left of a block that this process has for itself, where there is no table to share it.
