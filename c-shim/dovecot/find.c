@@ -3,6 +3,7 @@
    message's record, and where it differs the mailbox's rows are written anew
    from the index. */
 #include "xid-index.h"
+#include "wait.h"
 #include "str.h"
 
 /* Messages that are registered in one transaction of the registry: enough to
@@ -360,7 +361,11 @@ int xid_mailbox_news(struct mailbox *box, const imap_xid_state *state,
 
 uint32_t xid_mailbox_watermark(struct mailbox *box)
 {
-	return mail_index_get_header(box->view)->next_uid - 1;
+	uint32_t last_uid = mail_index_get_header(box->view)->next_uid - 1;
+	struct xid_wait_mailbox *wbox = xid_wait_mailbox_get(box);
+
+	return wbox == NULL ? last_uid :
+		I_MIN(last_uid, xid_wait_watermark(wbox));
 }
 
 void xid_mailbox_append_state(struct mailbox *box, string_t *dest)

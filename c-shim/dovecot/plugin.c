@@ -2,6 +2,7 @@
    serves every Dovecot process; doveadm loads it twice under two names (see
    src/ffi/dovecot.rs), hence the count. */
 #include "xid-plugin.h"
+#include "wait.h"
 #include "ioloop.h"
 #include "module-dir.h"
 #include "mail-namespace.h"
@@ -275,6 +276,8 @@ static void xid_common_init(struct module *module)
 	imap_xid_set_logger(xid_log, NULL);
 	i_array_init(&xid_user_hooks, 4);
 	i_array_init(&xid_mailbox_hooks, 4);
+	/* first: the commands of imap.c call those that wait */
+	xid_wait_init();
 	xid_imap_init(module);
 }
 
@@ -284,6 +287,7 @@ static void xid_common_deinit(void)
 	if (--xid_refcount > 0)
 		return;
 	xid_imap_deinit();
+	xid_wait_deinit();
 	imap_xid_set_logger(NULL, NULL);
 	array_free(&xid_user_hooks);
 	array_free(&xid_mailbox_hooks);

@@ -2,6 +2,7 @@
    an XID or goes, for each mailbox that is renamed or deleted. Nothing here
    ever fails a command: the registry finds out by itself what it missed. */
 #include "xid-index.h"
+#include "wait.h"
 #include "mail-namespace.h"
 #include "mailbox-list-iter.h"
 
@@ -96,6 +97,7 @@ void xid_mailbox_note(struct xid_mailbox *xbox,
 {
 	if (array_count(entries) == 0 || xbox->core == NULL)
 		return;
+	xid_wait_saved(xbox, array_front(entries), array_count(entries));
 	if (imap_xid_box_note(xbox->core, array_front(entries),
 			      array_count(entries)) < 0)
 		xid_mailbox_log_error(xbox, "messages are registered later");
@@ -107,6 +109,8 @@ void xid_mailbox_forget(struct xid_mailbox *xbox)
 
 	if (!array_is_created(&xbox->expunged))
 		return;
+	xid_wait_expunged(xbox, array_front(&xbox->expunged),
+			  array_count(&xbox->expunged));
 	if (xbox->box->view != NULL && (core = xid_box_open(xbox)) != NULL &&
 	    imap_xid_box_forget(core, array_front(&xbox->expunged),
 				array_count(&xbox->expunged)) < 0)

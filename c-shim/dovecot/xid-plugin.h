@@ -81,6 +81,8 @@ struct xid_user {
 	struct mail_user *user;
 	struct xid_settings set;
 	struct xid_root *roots;
+	/* wait.c: the user's deinit below ours */
+	void (*wait_deinit)(struct mail_user *user);
 	/* A mailbox without an index on disk was seen, and logged. */
 	bool memory_logged:1;
 };

@@ -15,3 +15,9 @@ mod storage;
 mod tls_compress_hibernate;
 mod xhxid_prefix;
 mod xhxid_state;
+
+mod assign;
+mod delivery_wait;
+mod no_uids;
+mod uid_leak;
+mod uid_wait;

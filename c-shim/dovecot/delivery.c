@@ -1,0 +1,327 @@
+/* Saves while UIDs wait (spec part 6).
+
+   Every save: an open gate first, and the new UIDs are noted as pending before
+   they can be seen. IMAP saves: APPENDUID and COPYUID only when they are
+   stable. Deliveries: the acknowledgement waits for the UID; a mailbox in
+   which UIDs have waited for too long takes no deliveries. POP3 shows UIDs in
+   UIDL, so the login waits. */
+#include "wait.h"
+#include "ioloop.h"
+#include "mail-storage-settings.h"
+#include "var-expand.h"
+
+/* The host moves this many messages in one transaction, and names the UIDs of
+   all transactions together at the end. */
+#define XID_MOVE_BATCH 1000
+
+#define XID_DELIVERY_REFUSED \
+	"The UIDs of earlier messages in this mailbox are not agreed yet, " \
+	"try again later"
+#define XID_LOGIN_REFUSED \
+	"The UIDs of new messages are not agreed yet, try again later"
+
+static bool xid_user_service_is(const struct mail_user *user, const char *name)
+{
+	return user->service != NULL && strcmp(user->service, name) == 0;
+}
+
+static bool xid_user_is_delivered_to(const struct mail_user *user)
+{
+	return xid_user_service_is(user, "lmtp") ||
+		xid_user_service_is(user, "lda");
+}
+
+/*
+ * Waiting in place, where the host offers no other way
+ */
+
+static bool
+xid_delivery_wait(struct xid_wait_mailbox *wbox, uint32_t uid,
+		  unsigned int msecs, const char *what)
+{
+	struct mailbox *box = wbox->xbox->box;
+	imap_xid_box *core;
+	struct event *event;
+	bool stable;
+
+	if (xid_wait_watermark(wbox) >= uid)
+		return TRUE;
+	core = xid_wait_attached(wbox);
+	if (msecs == 0 || core == NULL)
+		return FALSE;
+	event = xid_wait_event_begin(box->event, mailbox_get_vname(box), uid);
+	/* a signal ends it too: the process is to stop */
+	stable = imap_xid_box_wait(core, uid, msecs) > 0;
+	io_loop_time_refresh();
+	xid_wait_event_end(&event, what, stable ? "stable" : "timeout");
+	return stable;
+}
+
+/* Commits wait while the gate is closed. It has a lease: this ends. */
+static void xid_gate_wait(struct xid_wait_mailbox *wbox)
+{
+	struct mailbox *box = wbox->xbox->box;
+	imap_xid_box *core = xid_wait_attached(wbox);
+	struct event *event;
+	int ret;
+
+	if (core == NULL || imap_xid_box_gate(core) <= 0)
+		return;
+	event = xid_wait_event_begin(box->event, mailbox_get_vname(box), 0);
+	ret = imap_xid_box_gate_wait(core,
+				     wbox->xbox->xuser->set.uid_wait_msecs);
+	io_loop_time_refresh();
+	xid_wait_event_end(&event, "gate", ret > 0 ? "open" : "timeout");
+}
+
+/*
+ * Saves
+ */
+
+void xid_wait_saved(struct xid_mailbox *xbox,
+		    const struct imap_xid_entry *entries, size_t count)
+{
+	imap_xid_box *core;
+
+	if (xbox->wait == NULL ||
+	    xbox->xuser->set.uid_source == XID_UID_SOURCE_LOCAL || count == 0)
+		return;
+	/* The transaction that saves has attached it. Otherwise messages were
+	   found: a mailbox without a watermark starts with them as stable. */
+	core = xid_wait_attach_locked(xbox->wait, entries[count-1].uid);
+	/* An assigner that does not see the message here finds it by the
+	   mailbox's highest UID; it is not shown before that. */
+	if (core != NULL && imap_xid_box_pending_add(core, entries, count) < 0) {
+		xid_mailbox_log_error(xbox, "messages are not in the table "
+				      "of those whose UIDs are to be agreed");
+	}
+}
+
+void xid_wait_expunged(struct xid_mailbox *xbox, const uint32_t *uids,
+		       unsigned int count)
+{
+	imap_xid_box *core =
+		xbox->wait == NULL ? NULL : xid_wait_attached(xbox->wait);
+	unsigned int i;
+
+	for (i = 0; core != NULL && i < count; i++) {
+		if (uids[i] > imap_xid_box_watermark(core))
+			(void)imap_xid_box_pending_remove(core, uids[i]);
+	}
+}
+
+/* No delivery where the assigner is stuck: the sender keeps the message and
+   tries another server. */
+static bool xid_delivery_must_refuse(struct xid_wait_mailbox *wbox)
+{
+	struct xid_user *xuser = wbox->xbox->xuser;
+	imap_xid_box *core = xid_wait_attached(wbox);
+	int64_t age_msecs = 0;
+	uint32_t uid = 0;
+
+	if (core == NULL || !xid_user_is_delivered_to(xuser->user))
+		return FALSE;
+	return imap_xid_box_oldest_pending(core, &uid, &age_msecs) > 0 &&
+		age_msecs > (int64_t)xuser->set.delivery_wait_msecs;
+}
+
+static int xid_delivery_refuse(struct mailbox_transaction_context *t)
+{
+	struct mailbox *box = t->box;
+	struct xid_mailbox *xbox = xid_mailbox_context(box);
+	struct event *event;
+
+	event = xid_wait_event_begin(box->event, mailbox_get_vname(box), 0);
+	xid_wait_event_end(&event, "delivery", "refused");
+	xbox->module_ctx.super.transaction_rollback(t);
+	mail_storage_set_error(box->storage, MAIL_ERROR_TEMP,
+			       XID_DELIVERY_REFUSED);
+	return -1;
+}
+
+static uint32_t
+xid_saved_last_uid(const struct mail_transaction_commit_changes *changes)
+{
+	const struct seq_range *ranges;
+	unsigned int count;
+
+	if (!array_is_created(&changes->saved_uids))
+		return 0;
+	ranges = array_get(&changes->saved_uids, &count);
+	return count == 0 ? 0 : ranges[count-1].seq2;
+}
+
+/* Should the tagged OK (or, for MOVE, the line before) name the UIDs? */
+static bool
+xid_saved_uids_may_show(struct xid_wait_mailbox *wbox, uint32_t last_uid,
+			bool copied_unstable)
+{
+	struct xid_settings *set = &wbox->xbox->xuser->set;
+
+	if (!set->uids || copied_unstable)
+		return FALSE;
+	return xid_delivery_wait(wbox, last_uid, set->appenduid_grace_msecs,
+				 "appenduid");
+}
+
+static void
+xid_saved_uids_hide(struct mail_transaction_commit_changes *changes, bool move)
+{
+	changes->no_read_perm = TRUE;
+	/* A MOVE that fails later names them nevertheless. */
+	if (move)
+		array_clear(&changes->saved_uids);
+}
+
+/* The mailbox gets its place in the table before the first message that waits
+   is saved: a mailbox without a watermark starts with all that it holds as
+   stable. Maildir has no UIDVALIDITY, and does not know what it holds, before
+   the first sync. */
+static int xid_wait_mailbox_open(struct mailbox *box)
+{
+	struct xid_mailbox *xbox = xid_mailbox_context(box);
+
+	if (xbox->module_ctx.super.open(box) < 0)
+		return -1;
+	if (!xbox->disabled && !box->creating &&
+	    strcmp(box->storage->name, "maildir") == 0 &&
+	    mail_index_get_header(box->view)->uid_validity == 0)
+		return mailbox_sync(box, 0);
+	return 0;
+}
+
+static struct mailbox_transaction_context *
+xid_wait_transaction_begin(struct mailbox *box,
+			   enum mailbox_transaction_flags flags,
+			   const char *reason)
+{
+	struct xid_wait_mailbox *wbox = xid_mailbox_context(box)->wait;
+
+	if ((flags & MAILBOX_TRANSACTION_FLAG_EXTERNAL) != 0 &&
+	    !wbox->xbox->disabled)
+		(void)xid_wait_attach(wbox);
+	return wbox->prev.transaction_begin(box, flags, reason);
+}
+
+static int
+xid_wait_transaction_commit(struct mailbox_transaction_context *t,
+			    struct mail_transaction_commit_changes *changes_r)
+{
+	struct mailbox *box = t->box;
+	struct xid_mailbox *xbox = xid_mailbox_context(box);
+	struct xid_wait_mailbox *wbox = xbox->wait;
+	unsigned int save_count = t->save_count;
+	bool copied_unstable = wbox->copied_unstable == t;
+	bool move = t->reason != NULL && strstr(t->reason, "MOVE") != NULL;
+	uint32_t last_uid;
+	int ret;
+
+	if (copied_unstable)
+		wbox->copied_unstable = NULL;
+	if (save_count > 0) {
+		if (xid_delivery_must_refuse(wbox))
+			return xid_delivery_refuse(t);
+		xid_gate_wait(wbox);
+	}
+	xid_wait_inside++;
+	ret = xbox->module_ctx.super.transaction_commit(t, changes_r);
+	xid_wait_inside--;
+	last_uid = ret < 0 || save_count == 0 ? 0 :
+		xid_saved_last_uid(changes_r);
+	if (last_uid == 0)
+		return ret;
+
+	if (xid_user_is_delivered_to(xbox->xuser->user)) {
+		(void)xid_delivery_wait(wbox, last_uid,
+					xbox->xuser->set.delivery_wait_msecs,
+					"delivery");
+	} else if (xid_wait_imap &&
+		   (!xid_saved_uids_may_show(wbox, last_uid, copied_unstable) ||
+		    (move && save_count >= XID_MOVE_BATCH))) {
+		xid_saved_uids_hide(changes_r, move);
+	}
+	return ret;
+}
+
+static int xid_wait_copy(struct mail_save_context *ctx, struct mail *mail)
+{
+	struct mailbox_transaction_context *t = ctx->transaction;
+	struct xid_wait_mailbox *wbox = xid_mailbox_context(t->box)->wait;
+	struct xid_wait_mailbox *source = xid_wait_mailbox_get(mail->box);
+
+	if (source != NULL && mail->uid > xid_wait_watermark(source))
+		wbox->copied_unstable = t;
+	return wbox->prev.copy(ctx, mail);
+}
+
+/*
+ * POP3
+ */
+
+static bool xid_uidl_has_uids(struct mail_user *user)
+{
+	const struct mail_storage_settings *set =
+		mail_user_set_get_storage_set(user);
+
+	return var_has_key(set->pop3_uidl_format, 'u', NULL);
+}
+
+/* The session's list of messages is made after its first sync. */
+static int xid_pop3_sync_deinit(struct mailbox_sync_context *ctx,
+				struct mailbox_sync_status *status_r)
+{
+	struct mailbox *box = ctx->box;
+	struct xid_mailbox *xbox = xid_mailbox_context(box);
+	struct xid_wait_mailbox *wbox = xbox->wait;
+
+	if (wbox->prev.sync_deinit(ctx, status_r) < 0)
+		return -1;
+	(void)xid_wait_attach(wbox);
+	if (wbox->login_waited)
+		return 0;
+	wbox->login_waited = TRUE;
+	if (xid_delivery_wait(wbox, xid_wait_last_uid(box),
+			      xbox->xuser->set.uid_wait_msecs, "login"))
+		return 0;
+	mail_storage_set_error(box->storage, MAIL_ERROR_TEMP,
+			       XID_LOGIN_REFUSED);
+	return -1;
+}
+
+/*
+ * Which mailboxes
+ */
+
+/* Elsewhere the first sync gives a mailbox its place in the table too. */
+static int xid_wait_sync_deinit(struct mailbox_sync_context *ctx,
+				struct mailbox_sync_status *status_r)
+{
+	struct xid_wait_mailbox *wbox = xid_mailbox_context(ctx->box)->wait;
+	int ret;
+
+	ret = wbox->prev.sync_deinit(ctx, status_r);
+	if (ret == 0)
+		(void)xid_wait_attach(wbox);
+	return ret;
+}
+
+void xid_delivery_hook(struct xid_wait_mailbox *wbox, struct mailbox_vfuncs *v)
+{
+	struct xid_user *xuser = wbox->xbox->xuser;
+
+	wbox->prev.copy = v->copy;
+	v->copy = xid_wait_copy;
+	v->transaction_commit = xid_wait_transaction_commit;
+
+	if (xuser->set.uid_source == XID_UID_SOURCE_LOCAL)
+		return;
+	v->open = xid_wait_mailbox_open;
+	wbox->prev.transaction_begin = v->transaction_begin;
+	v->transaction_begin = xid_wait_transaction_begin;
+	if (xid_wait_imap)
+		return;
+	wbox->prev.sync_deinit = v->sync_deinit;
+	v->sync_deinit = xid_user_service_is(xuser->user, "pop3") &&
+		wbox->xbox->box->inbox_user && xid_uidl_has_uids(xuser->user) ?
+		xid_pop3_sync_deinit : xid_wait_sync_deinit;
+}

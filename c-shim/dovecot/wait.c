@@ -1,0 +1,536 @@
+/* The watermark of a mailbox, and who waits for it.
+
+   A waiter costs nothing while it waits: the table wakes each process that
+   has waiters in a mail root through one descriptor, in the event loop. The
+   descriptor is there only while somebody waits. */
+#include "wait.h"
+#include "imap-host.h"
+#include "ioloop.h"
+#include "llist.h"
+
+/* The table's word is the watermark, the descriptor is only an alarm clock.
+   Where it cannot be had (no room in the folder), waiters look this often. */
+#define XID_WAIT_POLL_MSECS 250
+/* An alarm that got lost costs at most this long. */
+#define XID_WAIT_RECHECK_MSECS (5*1000)
+
+struct xid_wait_root {
+	struct xid_wait_root *prev, *next;
+	imap_xid_root *core;
+	/* NULL = could not be opened: waiters look for themselves */
+	imap_xid_waiter *waiter;
+	struct io *io;
+	struct timeout *to_check;
+	struct xid_waiting *waiting;
+};
+
+struct xid_waiting {
+	struct xid_waiting *prev, *next;
+	struct xid_wait_root *root;
+	struct xid_wait_mailbox *wbox;
+	uint32_t uid;
+	struct timeout *to;
+	/* as operators and assigners see it */
+	struct imap_xid_wait announced;
+	bool is_announced;
+	xid_wait_callback_t *callback;
+	void *context;
+};
+
+unsigned int xid_wait_users = 0;
+bool xid_wait_imap = FALSE;
+unsigned int xid_wait_inside = 0;
+
+static struct xid_wait_root *xid_wait_roots = NULL;
+static struct event_category event_category_xid = { .name = "xid" };
+
+static void xid_wait_check(struct xid_wait_root *root);
+static void xid_wait_root_open(struct xid_wait_root *root);
+
+/*
+ * Who is concerned
+ */
+
+static bool xid_wait_applies(const struct xid_settings *set)
+{
+	return set->uid_source != XID_UID_SOURCE_LOCAL || !set->uids;
+}
+
+struct xid_user *xid_wait_user_get(struct mail_user *user)
+{
+	struct xid_user *xuser;
+
+	if (xid_wait_users == 0)
+		return NULL;
+	xuser = xid_user_get(user);
+	return xuser != NULL && xid_wait_applies(&xuser->set) ? xuser : NULL;
+}
+
+struct xid_wait_mailbox *xid_wait_mailbox_get(struct mailbox *box)
+{
+	struct xid_mailbox *xbox;
+
+	if (xid_wait_users == 0 || box == NULL)
+		return NULL;
+	xbox = xid_mailbox_get(box);
+	return xbox == NULL || xbox->disabled ? NULL : xbox->wait;
+}
+
+/*
+ * Watermark
+ */
+
+uint32_t xid_wait_last_uid(struct mailbox *box)
+{
+	uint32_t count, uid;
+
+	count = mail_index_view_get_messages_count(box->view);
+	if (count == 0)
+		return 0;
+	mail_index_lookup_uid(box->view, count, &uid);
+	return uid;
+}
+
+uint32_t xid_wait_first_unstable(struct mailbox *box, uint32_t watermark)
+{
+	uint32_t seq1, seq2;
+
+	if (xid_wait_last_uid(box) <= watermark)
+		return 0;
+	if (!mail_index_lookup_seq_range(box->view, watermark + 1,
+					 (uint32_t)-1, &seq1, &seq2))
+		return 0;
+	return seq1;
+}
+
+/* The core's mailbox is opened anew when its UIDVALIDITY changed; it may get
+   the same address. */
+imap_xid_box *xid_wait_attached(const struct xid_wait_mailbox *wbox)
+{
+	const struct xid_mailbox *xbox = wbox->xbox;
+
+	return xbox->core != NULL && xbox->core == wbox->attached &&
+		xbox->core_uid_validity == wbox->attached_uid_validity ?
+		xbox->core : NULL;
+}
+
+/* What the mailbox holds at this moment, not what our view saw once. */
+static uint32_t xid_wait_held_uid(struct mailbox *box)
+{
+	struct mail_index_view *view;
+	uint32_t next_uid;
+
+	(void)mail_index_refresh(box->index);
+	view = mail_index_view_open(box->index);
+	next_uid = mail_index_get_header(view)->next_uid;
+	mail_index_view_close(&view);
+	return next_uid - 1;
+}
+
+/* Returns as imap_xid_box_attach(). */
+static int xid_wait_attach_from(struct xid_wait_mailbox *wbox,
+				imap_xid_box *core, uint32_t last_uid)
+{
+	int ret = imap_xid_box_attach(core, last_uid);
+
+	if (ret < 0) {
+		xid_mailbox_log_error(wbox->xbox,
+			"no place in the UID-assignment table: "
+			"UIDs of new messages wait");
+	} else {
+		wbox->attached = core;
+		wbox->attached_uid_validity = wbox->xbox->core_uid_validity;
+	}
+	return ret;
+}
+
+static int xid_wait_fill_mail(struct xid_wait_mailbox *wbox, struct mail *mail)
+{
+	struct imap_xid_entry entry;
+	struct imap_xid xid;
+	const char *guid;
+
+	i_zero(&entry);
+	entry.uid = mail->uid;
+	if (xid_mail_get(wbox->xbox, mail->transaction->view, mail->seq, &xid)) {
+		entry.ns = xid.ns;
+		entry.ns_len = xid.ns_len;
+		entry.number = xid.number;
+	}
+	if (mail_get_special(mail, MAIL_FETCH_GUID, &guid) < 0)
+		guid = "";
+	entry.guid = guid;
+	entry.guid_len = strlen(guid);
+	return imap_xid_box_pending_add(wbox->attached, &entry, 1);
+}
+
+/* The table does not know all messages above the watermark: it was lost with
+   a reboot, or a process died right after its commit. */
+static void xid_wait_fill(struct xid_wait_mailbox *wbox)
+{
+	struct mailbox *box = wbox->xbox->box;
+	struct mailbox_transaction_context *t;
+	struct mail *mail;
+	uint32_t seq, count;
+	int ret = 0;
+
+	seq = xid_wait_first_unstable(box,
+				      imap_xid_box_watermark(wbox->attached));
+	count = mail_index_view_get_messages_count(box->view);
+	t = mailbox_transaction_begin(box, 0, "xid: pending UIDs");
+	mail = mail_alloc(t, 0, NULL);
+	for (; seq != 0 && seq <= count && ret >= 0; seq++) T_BEGIN {
+		mail_set_seq(mail, seq);
+		ret = xid_wait_fill_mail(wbox, mail);
+	} T_END;
+	mail_free(&mail);
+	mailbox_transaction_rollback(&t);
+	if (ret < 0 ||
+	    imap_xid_box_pending_filled(wbox->attached,
+			mail_index_get_header(box->view)->next_uid - 1) < 0) {
+		xid_mailbox_log_error(wbox->xbox, "the UID-assignment table "
+				      "lacks messages that wait");
+	}
+}
+
+imap_xid_box *xid_wait_attach(struct xid_wait_mailbox *wbox)
+{
+	struct mailbox *box = wbox->xbox->box;
+	imap_xid_box *core;
+	int ret;
+
+	if (wbox->xbox->xuser->set.uid_source == XID_UID_SOURCE_LOCAL ||
+	    !box->opened || box->view == NULL)
+		return NULL;
+	core = xid_box_open(wbox->xbox);
+	if (core == NULL || core == xid_wait_attached(wbox))
+		return core;
+	/* A mailbox that was never synced may not have its UIDVALIDITY. */
+	if (wbox->xbox->core_uid_validity == 0)
+		return NULL;
+	ret = xid_wait_attach_from(wbox, core, xid_wait_held_uid(box));
+	if (ret > 0)
+		xid_wait_fill(wbox);
+	return ret < 0 ? NULL : core;
+}
+
+imap_xid_box *xid_wait_attach_locked(struct xid_wait_mailbox *wbox,
+				     uint32_t last_uid)
+{
+	imap_xid_box *core = wbox->xbox->core;
+
+	if (core == NULL || core == xid_wait_attached(wbox))
+		return core;
+	return xid_wait_attach_from(wbox, core, last_uid) < 0 ? NULL : core;
+}
+
+uint32_t xid_wait_watermark(struct xid_wait_mailbox *wbox)
+{
+	struct mailbox *box = wbox->xbox->box;
+	imap_xid_box *core = xid_wait_attached(wbox);
+	uint32_t watermark;
+
+	if (wbox->xbox->xuser->set.uid_source == XID_UID_SOURCE_LOCAL)
+		return (uint32_t)-1;
+	if (core == NULL) {
+		if (!box->opened && mailbox_open(box) < 0)
+			return 0;
+		core = xid_wait_attach(wbox);
+	}
+	if (core == NULL)
+		return wbox->last_watermark;
+	watermark = imap_xid_box_watermark(core);
+	if (watermark > wbox->last_watermark)
+		wbox->last_watermark = watermark;
+	return wbox->last_watermark;
+}
+
+/*
+ * Waiting
+ */
+
+static void xid_wait_announce(struct xid_waiting *waiting)
+{
+	imap_xid_box *core = xid_wait_attached(waiting->wbox);
+
+	if (core == NULL)
+		return;
+	waiting->is_announced =
+		imap_xid_box_wait_begin(core, waiting->uid,
+					&waiting->announced) >= 0;
+}
+
+static void xid_wait_unlink(struct xid_waiting *waiting, bool timed_out)
+{
+	imap_xid_box *core = xid_wait_attached(waiting->wbox);
+
+	if (waiting->is_announced && core != NULL) {
+		(void)imap_xid_box_wait_end(core, &waiting->announced,
+					    timed_out ? 1 : 0);
+	}
+	timeout_remove(&waiting->to);
+	DLLIST_REMOVE(&waiting->root->waiting, waiting);
+}
+
+static void xid_wait_finish(struct xid_waiting *waiting,
+			    enum xid_wait_result result)
+{
+	xid_wait_callback_t *callback = waiting->callback;
+	void *context = waiting->context;
+
+	xid_wait_unlink(waiting, result == XID_WAIT_TIMED_OUT);
+	i_free(waiting);
+	callback(result, context);
+}
+
+static void xid_wait_timeout(struct xid_waiting *waiting)
+{
+	struct xid_wait_root *root = waiting->root;
+
+	xid_wait_finish(waiting,
+		xid_wait_watermark(waiting->wbox) >= waiting->uid ?
+		XID_WAIT_STABLE : XID_WAIT_TIMED_OUT);
+	xid_wait_check(root);
+}
+
+static void xid_wait_root_close(struct xid_wait_root *root)
+{
+	timeout_remove(&root->to_check);
+	io_remove(&root->io);
+	imap_xid_waiter_close(root->waiter);
+	root->waiter = NULL;
+}
+
+static void xid_wait_root_free(struct xid_wait_root *root)
+{
+	i_assert(root->waiting == NULL);
+
+	DLLIST_REMOVE(&xid_wait_roots, root);
+	xid_wait_root_close(root);
+	i_free(root);
+}
+
+/* Wake those whose UID is stable now. Frees a root without waiters. */
+static void xid_wait_check(struct xid_wait_root *root)
+{
+	struct xid_waiting *waiting;
+
+	/* a callback may end other waits: look from the start each time */
+	waiting = root->waiting;
+	while (waiting != NULL) {
+		if (xid_wait_watermark(waiting->wbox) < waiting->uid) {
+			waiting = waiting->next;
+			continue;
+		}
+		xid_wait_finish(waiting, XID_WAIT_STABLE);
+		waiting = root->waiting;
+	}
+	if (root->waiting == NULL)
+		xid_wait_root_free(root);
+}
+
+static void xid_wait_alarm(struct xid_wait_root *root)
+{
+	if (imap_xid_waiter_drain(root->waiter) != 0) {
+		/* somebody removed its file */
+		xid_wait_root_close(root);
+		xid_wait_root_open(root);
+	}
+	xid_wait_check(root);
+}
+
+static void xid_wait_root_open(struct xid_wait_root *root)
+{
+	if (root->core == NULL ||
+	    imap_xid_waiter_open(root->core, &root->waiter) < 0) {
+		i_warning("xid: UIDs are waited for by looking every %u ms "
+			  "(%s): see that xid_dir has room and is writable",
+			  XID_WAIT_POLL_MSECS, imap_xid_last_error());
+		root->waiter = NULL;
+	} else {
+		root->io = io_add(imap_xid_waiter_fd(root->waiter), IO_READ,
+				  xid_wait_alarm, root);
+	}
+	root->to_check = timeout_add(root->waiter == NULL ?
+		XID_WAIT_POLL_MSECS : XID_WAIT_RECHECK_MSECS,
+		xid_wait_check, root);
+}
+
+static struct xid_wait_root *xid_wait_root_get(imap_xid_root *core)
+{
+	struct xid_wait_root *root;
+
+	for (root = xid_wait_roots; root != NULL; root = root->next) {
+		if (root->core == core)
+			return root;
+	}
+	root = i_new(struct xid_wait_root, 1);
+	root->core = core;
+	xid_wait_root_open(root);
+	DLLIST_PREPEND(&xid_wait_roots, root);
+	return root;
+}
+
+static void xid_wait_nothing_to_wait_for(struct xid_waiting *waiting)
+{
+	struct xid_wait_root *root = waiting->root;
+
+	xid_wait_finish(waiting, XID_WAIT_STABLE);
+	xid_wait_check(root);
+}
+
+struct xid_waiting *
+xid_wait_begin(struct xid_wait_mailbox *wbox, uint32_t uid,
+	       unsigned int timeout_msecs,
+	       xid_wait_callback_t *callback, void *context)
+{
+	struct xid_waiting *waiting;
+
+	waiting = i_new(struct xid_waiting, 1);
+	/* Without a table the wait still ends, by its time. */
+	waiting->root = xid_wait_root_get(xid_root_open(wbox->xbox));
+	waiting->wbox = wbox;
+	waiting->uid = uid;
+	waiting->callback = callback;
+	waiting->context = context;
+	DLLIST_PREPEND(&waiting->root->waiting, waiting);
+
+	/* The waiter is known to the table now: an advance that came before
+	   is seen here, a later one wakes us. */
+	if (xid_wait_watermark(wbox) >= uid) {
+		waiting->to = timeout_add_short(0,
+			xid_wait_nothing_to_wait_for, waiting);
+	} else if (timeout_msecs != 0) {
+		xid_wait_announce(waiting);
+		waiting->to = timeout_add(timeout_msecs, xid_wait_timeout,
+					  waiting);
+	}
+	return waiting;
+}
+
+void xid_wait_end(struct xid_waiting **_waiting)
+{
+	struct xid_waiting *waiting = *_waiting;
+	struct xid_wait_root *root;
+
+	if (waiting == NULL)
+		return;
+	*_waiting = NULL;
+
+	root = waiting->root;
+	xid_wait_unlink(waiting, FALSE);
+	i_free(waiting);
+	if (root->waiting == NULL)
+		xid_wait_root_free(root);
+}
+
+/*
+ * What an operator watches
+ */
+
+struct event *xid_wait_event_begin(struct event *parent, const char *mailbox,
+				   uint32_t uid)
+{
+	struct event *event = event_create(parent);
+
+	event_add_category(event, &event_category_xid);
+	event_add_str(event, "mailbox", mailbox);
+	event_add_int(event, "uid", uid);
+	return event;
+}
+
+void xid_wait_event_end(struct event **_event, const char *what,
+			const char *result)
+{
+	struct event *event = *_event;
+
+	if (event == NULL)
+		return;
+	*_event = NULL;
+
+	event_set_name(event, t_strdup_printf("xid_%s_finished", what));
+	event_add_str(event, "result", result);
+	e_debug(event, "xid: %s ended: %s", what, result);
+	event_unref(&event);
+}
+
+/*
+ * Mailboxes and users
+ */
+
+static void xid_wait_mailbox_close(struct mailbox *box)
+{
+	struct xid_wait_mailbox *wbox = xid_mailbox_context(box)->wait;
+
+	xid_leak_close(wbox);
+	wbox->attached = NULL;
+	xid_wait_inside++;
+	wbox->prev.close(box);
+	xid_wait_inside--;
+}
+
+static void
+xid_wait_mailbox_allocated(struct xid_mailbox *xbox, struct mailbox_vfuncs *v)
+{
+	struct xid_wait_mailbox *wbox;
+
+	if (!xid_wait_applies(&xbox->xuser->set))
+		return;
+
+	wbox = p_new(xbox->box->pool, struct xid_wait_mailbox, 1);
+	wbox->xbox = xbox;
+	xbox->wait = wbox;
+
+	wbox->prev.close = v->close;
+	v->close = xid_wait_mailbox_close;
+	xid_delivery_hook(wbox, v);
+	if (xid_wait_imap)
+		xid_leak_hook(wbox, v);
+}
+
+static void xid_wait_user_deinit(struct mail_user *user)
+{
+	struct xid_user *xuser = xid_user_get(user);
+
+	i_assert(xid_wait_users > 0);
+	xid_wait_users--;
+	xuser->wait_deinit(user);
+}
+
+static void
+xid_wait_user_created(struct xid_user *xuser, struct mail_user_vfuncs *v)
+{
+	if (!xid_wait_applies(&xuser->set))
+		return;
+	xid_wait_users++;
+	xuser->wait_deinit = v->deinit;
+	v->deinit = xid_wait_user_deinit;
+}
+
+void xid_wait_init(void)
+{
+	/* the imap process alone has these */
+	if (command_register != NULL && imap_fetch_handlers_register != NULL)
+		xid_wait_imap_init();
+	xid_user_hook_add(xid_wait_user_created);
+	xid_mailbox_hook_add(xid_wait_mailbox_allocated);
+}
+
+void xid_wait_deinit(void)
+{
+	if (xid_wait_imap)
+		xid_wait_imap_deinit();
+	while (xid_wait_roots != NULL) {
+		struct xid_waiting *waiting = xid_wait_roots->waiting;
+
+		/* nobody may be left, but a shutdown ends all the same */
+		while (waiting != NULL) {
+			struct xid_waiting *next = waiting->next;
+
+			xid_wait_unlink(waiting, FALSE);
+			i_free(waiting);
+			waiting = next;
+		}
+		xid_wait_root_free(xid_wait_roots);
+	}
+}

@@ -1,0 +1,152 @@
+#ifndef XID_WAIT_H
+#define XID_WAIT_H
+
+/* UIDs that are not agreed yet (spec part 6), and the mode without UIDs
+   (part 7): what these files share.
+
+     wait.c      the watermark of a mailbox, and who waits for it
+     cmd-wait.c  IMAP commands that wait
+     uidleak.c   what the server says by itself: no UID above the watermark
+     delivery.c  saves: the gate, the pending UIDs, deliveries, POP3 logins
+     nouids.c    xid_uids = no
+
+   None of it does anything for a user whose UIDs are local: his mailboxes
+   keep their functions, and a command's wrapper tests xid_wait_users and goes
+   on. */
+
+#include "xid-plugin.h"
+
+struct client;
+struct client_command_context;
+
+/* How many users of this process have UIDs that may wait, or none at all. */
+extern unsigned int xid_wait_users;
+/* This process serves IMAP clients. */
+extern bool xid_wait_imap;
+/* More than 0 while the storage asks itself (list index, sizes, full text
+   search keep the true UIDNEXT; only clients must not see it). */
+extern unsigned int xid_wait_inside;
+
+/* One per mailbox of a user whose UIDs may wait. */
+struct xid_wait_mailbox {
+	struct xid_mailbox *xbox;
+	/* The functions that stood in these places before ours, where
+	   another file of the shim had put its own. */
+	struct {
+		void (*close)(struct mailbox *box);
+		int (*copy)(struct mail_save_context *ctx, struct mail *mail);
+		int (*sync_deinit)(struct mailbox_sync_context *ctx,
+				   struct mailbox_sync_status *status_r);
+		struct mailbox_transaction_context *
+			(*transaction_begin)(struct mailbox *box,
+				enum mailbox_transaction_flags flags,
+				const char *reason);
+	} prev;
+
+	/* The core's mailbox that got its slot in the table; to be asked for
+	   by xid_wait_attached(). */
+	imap_xid_box *attached;
+	uint32_t attached_uid_validity;
+	/* The last watermark seen. A table that breaks later does not make
+	   what was stable wait. */
+	uint32_t last_watermark;
+
+	/* uidleak.c: what the client was not told yet, as UIDs */
+	ARRAY_TYPE(seq_range) held_flags, held_modseqs;
+	ARRAY(struct xid_leak_search *) held_searches;
+	struct xid_leak_sync *sync;
+	/* woken when something held back may be told */
+	struct xid_waiting *held_waiting;
+	struct timeout *to_held;
+	/* delivery.c: a message from above its own mailbox's watermark was
+	   copied in this transaction: COPYUID would name its UID. */
+	const struct mailbox_transaction_context *copied_unstable;
+	bool expunges_held:1;
+	/* delivery.c: the POP3 session had its one chance to wait */
+	bool login_waited:1;
+};
+
+enum xid_wait_result {
+	/* the watermark reached the UID */
+	XID_WAIT_STABLE,
+	XID_WAIT_TIMED_OUT,
+};
+typedef void xid_wait_callback_t(enum xid_wait_result result, void *context);
+
+/* NULL = the mailbox's UIDs never wait. */
+struct xid_wait_mailbox *xid_wait_mailbox_get(struct mailbox *box);
+/* NULL = the user's UIDs never wait (he may have none: set.uids). */
+struct xid_user *xid_wait_user_get(struct mail_user *user);
+
+/* Give the mailbox its slot in the table. A mailbox that has none starts with
+   what it holds now as stable, so this must be called before the first
+   message is saved. Returns NULL if there is no table (logged). */
+imap_xid_box *xid_wait_attach(struct xid_wait_mailbox *wbox);
+/* The core's mailbox if it has its slot, else NULL. */
+imap_xid_box *xid_wait_attached(const struct xid_wait_mailbox *wbox);
+/* The same while the storage holds its locks; last_uid = what the mailbox
+   holds. */
+imap_xid_box *xid_wait_attach_locked(struct xid_wait_mailbox *wbox,
+				     uint32_t last_uid);
+/* The highest UID that may be shown. Opens the mailbox if needed; 0 if it
+   cannot be known. */
+uint32_t xid_wait_watermark(struct xid_wait_mailbox *wbox);
+/* The UID of the last message in the mailbox's view; 0 = empty. */
+uint32_t xid_wait_last_uid(struct mailbox *box);
+/* Sequence of the first message of box->view that is above the watermark.
+   0 = none is. */
+uint32_t xid_wait_first_unstable(struct mailbox *box, uint32_t watermark);
+
+/* Call back from the event loop when the mailbox's watermark is at or above
+   the UID, or after the time; 0 = no limit, and nobody needs to know of this
+   wait. The mailbox must stay open until then or until xid_wait_end(). */
+struct xid_waiting *
+xid_wait_begin(struct xid_wait_mailbox *wbox, uint32_t uid,
+	       unsigned int timeout_msecs,
+	       xid_wait_callback_t *callback, void *context);
+/* Stop waiting; not to be called after the callback. */
+void xid_wait_end(struct xid_waiting **waiting);
+
+/* For the operator: an event per wait, named xid_<what>_finished, with the
+   field result; its duration is that of the wait. */
+struct event *xid_wait_event_begin(struct event *parent, const char *mailbox,
+				   uint32_t uid);
+void xid_wait_event_end(struct event **event, const char *what,
+			const char *result);
+
+void xid_wait_init(void);
+void xid_wait_deinit(void);
+
+/*
+ * delivery.c
+ */
+
+/* storage.c: these messages are about to become visible in the mailbox; the
+   UIDs are final, the index transaction is open. Or they are visible already
+   and got their XIDs late. */
+void xid_wait_saved(struct xid_mailbox *xbox,
+		    const struct imap_xid_entry *entries, size_t count);
+
+/* storage.c: these messages are gone. They wait no more. */
+void xid_wait_expunged(struct xid_mailbox *xbox, const uint32_t *uids,
+		       unsigned int count);
+
+void xid_delivery_hook(struct xid_wait_mailbox *wbox, struct mailbox_vfuncs *v);
+
+/*
+ * cmd-wait.c, uidleak.c, nouids.c: only where the process is imap
+ */
+
+void xid_wait_imap_init(void);
+void xid_wait_imap_deinit(void);
+
+void xid_leak_hook(struct xid_wait_mailbox *wbox, struct mailbox_vfuncs *v);
+void xid_leak_init(void);
+void xid_leak_deinit(void);
+/* The mailbox is being closed: forget what was held back. */
+void xid_leak_close(struct xid_wait_mailbox *wbox);
+/* Until unset with (uint32_t)-1, UIDNEXT and HIGHESTMODSEQ are told as if the
+   watermark were not above this. One SELECT tells one story. */
+void xid_leak_freeze(uint32_t watermark);
+
+#endif

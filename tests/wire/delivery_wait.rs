@@ -1,0 +1,132 @@
+//! Spec part 6: deliveries wait for the new message's UID before they acknowledge.
+
+use crate::assign::advance;
+use crate::harness::*;
+
+fn table() -> Setup {
+    Dovecot::setup()
+        .xid("xid_uid_source", "table")
+        .xid("xid_delivery_wait", "100s")
+}
+
+/// Waits until the mailbox holds `count` messages, seen by another session.
+fn until_there(server: &Dovecot, mailbox: &str, count: u32) {
+    until("the message is there", || {
+        let mut client = server.imap("alice");
+        let reply = client.cmd(&format!("EXAMINE {mailbox}"));
+        reply.exists() == Some(count)
+    });
+}
+
+#[test]
+fn lmtp_waits_for_the_uid_before_it_acknowledges() {
+    for format in Format::ALL {
+        let server = table().format(format).start();
+        let mut lmtp = server.lmtp();
+        lmtp.start(&["alice"], &message(1));
+        until_there(&server, "INBOX", 1);
+        assert!(!lmtp.has_answer(), "acknowledged before the UID was agreed");
+        advance(&server, "alice", "INBOX", 1);
+        assert_eq!(lmtp.answer().expect("an answer").0, 250);
+    }
+}
+
+#[test]
+fn after_its_time_lmtp_acknowledges_all_the_same() {
+    let server = table().xid("xid_delivery_wait", "1s").start();
+    let answers = server.lmtp().deliver(&["alice"], &message(1));
+    assert_eq!(answers[0].0, 250, "{answers:?}");
+    assert_eq!(server.imap("alice").ok("EXAMINE INBOX").exists(), Some(1));
+}
+
+#[test]
+fn a_delivery_fails_for_now_and_saves_nothing_when_a_uid_has_waited_for_too_long() {
+    for format in Format::ALL {
+        let server = table()
+            .format(format)
+            .xid("xid_delivery_wait", "1s")
+            .start();
+        server.append("alice", "INBOX", &message(1));
+        until("UID 1 has waited for too long", || {
+            let answers = server.lmtp().deliver(&["alice"], &message(2));
+            answers[0].0 == 451
+        });
+        let before = server.imap("alice").ok("EXAMINE INBOX").exists();
+        let answers = server.lmtp().deliver(&["alice"], &message(3));
+        assert_eq!(answers[0].0, 451, "{answers:?}");
+        let lda = server.lda("alice", "INBOX", &message(4));
+        assert_eq!(lda.code, 75, "{lda:?}");
+        let mut client = server.imap("alice");
+        let selected = client.ok("EXAMINE INBOX");
+        assert_eq!(selected.exists(), before, "{format:?}");
+        // IMAP goes on.
+        client.append("INBOX", &message(5));
+        let last = before.unwrap_or(0) + 1;
+        advance(&server, "alice", "INBOX", last);
+        let answers = server.lmtp().deliver(&["alice"], &message(6));
+        assert_eq!(answers[0].0, 250, "{answers:?}");
+    }
+}
+
+#[test]
+fn dovecot_lda_waits_too() {
+    let server = table().start();
+    std::thread::scope(|scope| {
+        let lda = scope.spawn(|| server.lda("alice", "INBOX", &message(1)));
+        until_there(&server, "INBOX", 1);
+        assert!(!lda.is_finished());
+        advance(&server, "alice", "INBOX", 1);
+        let output = lda.join().expect("lda runs");
+        assert_eq!(output.code, 0, "{output:?}");
+    });
+}
+
+#[test]
+fn each_recipient_waits_for_his_own_mailbox() {
+    let server = table().start();
+    let mut lmtp = server.lmtp();
+    lmtp.start(&["alice", "bob"], &message(1));
+    until_there(&server, "INBOX", 1);
+    advance(&server, "alice", "INBOX", 1);
+    until("bob has it", || {
+        server.imap("bob").ok("EXAMINE INBOX").exists() == Some(1)
+    });
+    advance(&server, "bob", "INBOX", 1);
+    assert_eq!(lmtp.answer().expect("an answer").0, 250);
+    assert_eq!(lmtp.answer().expect("an answer").0, 250);
+}
+
+#[test]
+fn a_sieve_fileinto_waits_for_the_mailbox_it_files_into() {
+    let server = table().start();
+    if !server.has_sieve() {
+        println!("dovecot-sieve is not installed: nothing to see");
+        return;
+    }
+    server.imap("alice").ok("CREATE Lists");
+    server.sieve("alice", "require \"fileinto\"; fileinto \"Lists\";");
+    let mut lmtp = server.lmtp();
+    lmtp.start(&["alice"], &message(1));
+    until_there(&server, "Lists", 1);
+    assert!(!lmtp.has_answer());
+    advance(&server, "alice", "Lists", 1);
+    assert_eq!(lmtp.answer().expect("an answer").0, 250);
+}
+
+#[test]
+fn a_shutdown_ends_a_delivery_that_waits() {
+    let server = table().start();
+    let mut lmtp = server.lmtp();
+    lmtp.start(&["alice"], &message(1));
+    until_there(&server, "INBOX", 1);
+    server.stop();
+    server.start_again();
+    assert_eq!(server.imap("alice").ok("EXAMINE INBOX").exists(), Some(1));
+}
+
+#[test]
+fn with_local_uids_a_delivery_is_acknowledged_at_once() {
+    let server = Dovecot::setup().xid("xid_delivery_wait", "100s").start();
+    server.deliver("alice", &message(1));
+    server.deliver("alice", &message(2));
+}
