@@ -191,6 +191,31 @@ static void search_args_end(struct mail_search_arg *arg)
 	}
 }
 
+static bool xid_search_next(struct mail_search_context *ctx,
+			    struct mail **mail_r, bool *tryagain_r)
+{
+	struct xid_mailbox *xbox = xid_mailbox_context(ctx->transaction->box);
+	struct xid_search *xsearch = MODULE_CONTEXT(ctx, xid_search_module);
+
+	if (!xbox->module_ctx.super.search_next_nonblock(ctx, mail_r,
+							 tryagain_r))
+		return FALSE;
+	if (xsearch != NULL)
+		seq_range_array_add(xsearch->matches, (*mail_r)->uid);
+	return TRUE;
+}
+
+/* Only now, and not for every mailbox: what runs for each message costs too
+   much for the many searches whose matches nobody collects. */
+static void search_collect(struct xid_mailbox *xbox, struct mailbox *box)
+{
+	if (box->v.search_next_nonblock == xid_search_next)
+		return;
+	xbox->module_ctx.super.search_next_nonblock =
+		box->v.search_next_nonblock;
+	box->v.search_next_nonblock = xid_search_next;
+}
+
 static struct mail_search_context *
 xid_search_begin(struct mailbox_transaction_context *t,
 		 struct mail_search_args *args,
@@ -211,6 +236,7 @@ xid_search_begin(struct mailbox_transaction_context *t,
 	ctx = xbox->module_ctx.super.search_init(t, args, sort_program,
 						 wanted_fields, wanted_headers);
 	if (matches != NULL) {
+		search_collect(xbox, t->box);
 		xsearch = i_new(struct xid_search, 1);
 		xsearch->matches = matches;
 		MODULE_CONTEXT_SET(ctx, xid_search_module, xsearch);
@@ -231,26 +257,11 @@ static int xid_search_end(struct mail_search_context *ctx)
 	return ret;
 }
 
-static bool xid_search_next(struct mail_search_context *ctx,
-			    struct mail **mail_r, bool *tryagain_r)
-{
-	struct xid_mailbox *xbox = xid_mailbox_context(ctx->transaction->box);
-	struct xid_search *xsearch = MODULE_CONTEXT(ctx, xid_search_module);
-
-	if (!xbox->module_ctx.super.search_next_nonblock(ctx, mail_r,
-							 tryagain_r))
-		return FALSE;
-	if (xsearch != NULL)
-		seq_range_array_add(xsearch->matches, (*mail_r)->uid);
-	return TRUE;
-}
-
 static void search_mailbox_hook(struct xid_mailbox *xbox ATTR_UNUSED,
 				struct mailbox_vfuncs *v)
 {
 	v->search_init = xid_search_begin;
 	v->search_deinit = xid_search_end;
-	v->search_next_nonblock = xid_search_next;
 }
 
 /*
