@@ -830,7 +830,8 @@ void imap_xid_recovery_free(struct imap_xid_recovery *recovery);
  * Gives the mailbox its place in the table. Needed before any other call on its watermark; again
  * whenever the mailbox was opened anew. `last_uid` is the highest UID that was ever given in the
  * mailbox (its UIDNEXT - 1), also by others: a mailbox without a watermark starts there, with all
- * that it holds as stable. The box must have been opened with its UIDVALIDITY.
+ * that it holds as stable. The box must have been opened with its UIDVALIDITY, and its root with
+ * a uid_source other than local.
  *
  * Returns 0, or 1 when messages above the watermark may be missing from the table (after a
  * reboot, or because a process was killed right after its commit): then add all messages above

@@ -177,6 +177,8 @@ xid_find_registered(struct xid_mailbox *xbox, const struct imap_xid *wanted,
 	ret = imap_xid_box_lookup(xbox->core, wanted, &uid);
 	if (ret < 0) {
 		xid_mailbox_log_error(xbox, "registry cannot be used");
+		/* It may be a new one, which must be told everything. */
+		xbox->registered_uid = 0;
 		return XID_FOUND_ERROR;
 	}
 	if (ret == 0 ||
@@ -302,6 +304,7 @@ xid_news_registered(struct xid_mailbox *xbox, const imap_xid_state *state,
 
 	if (imap_xid_box_news(xbox->core, state, &uids, &count) < 0) {
 		xid_mailbox_log_error(xbox, "registry cannot be used");
+		xbox->registered_uid = 0;
 		return -1;
 	}
 	for (i = 0; i < count && ret > 0; i++) {

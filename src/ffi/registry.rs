@@ -63,7 +63,6 @@ pub(crate) struct Root {
     pub(crate) registry: Arc<Registry>,
     /// `None` when it cannot be used; numbers then come from blocks of this process alone.
     pub(crate) table: Option<Current>,
-    #[allow(dead_code)] // Read by the waiting side.
     pub(crate) uid_source: u32,
 }
 

@@ -14,7 +14,8 @@ use parking_lot::RwLock;
 use super::boundary::imap_xid_error::*;
 use super::boundary::{Failure, boundary, free, given, given_mut, octets, put, put_text, status};
 use super::registry::{
-    Root, argument, box_guid, c_text, checked_entries, imap_xid_box, imap_xid_entry, imap_xid_root,
+    IMAP_XID_UID_SOURCE_LOCAL, Root, argument, box_guid, c_text, checked_entries, imap_xid_box,
+    imap_xid_entry, imap_xid_root,
 };
 use super::xid::IMAP_XID_NAMESPACE_SIZE;
 use crate::log::{self, Level};
@@ -172,7 +173,8 @@ impl imap_xid_box {
 /// Gives the mailbox its place in the table. Needed before any other call on its watermark; again
 /// whenever the mailbox was opened anew. `last_uid` is the highest UID that was ever given in the
 /// mailbox (its UIDNEXT - 1), also by others: a mailbox without a watermark starts there, with all
-/// that it holds as stable. The box must have been opened with its UIDVALIDITY.
+/// that it holds as stable. The box must have been opened with its UIDVALIDITY, and its root with
+/// a uid_source other than local.
 ///
 /// Returns 0, or 1 when messages above the watermark may be missing from the table (after a
 /// reboot, or because a process was killed right after its commit): then add all messages above
@@ -185,7 +187,14 @@ impl imap_xid_box {
 pub unsafe extern "C" fn imap_xid_box_attach(xbox: *mut imap_xid_box, last_uid: u32) -> i32 {
     status(|| {
         // SAFETY: the caller's promise.
-        let tail = unsafe { given(xbox, "xbox") }?.attach(last_uid)?;
+        let xbox = unsafe { given(xbox, "xbox") }?;
+        if xbox.root.uid_source == IMAP_XID_UID_SOURCE_LOCAL {
+            return Err(argument(
+                "the root was opened with uid_source local: every UID is stable at once, and \
+                 nobody would move a watermark",
+            ));
+        }
+        let tail = xbox.attach(last_uid)?;
         Ok(i32::from(tail != Tail::Whole))
     })
 }
