@@ -34,6 +34,21 @@ impl Child {
         }
     }
 
+    pub fn pid(&self) -> libc::pid_t {
+        self.pid
+    }
+
+    /// Waits until a traced child stops; `false` when it ended instead (and can be waited for).
+    pub fn stopped(&self) -> bool {
+        // SAFETY: our own child, room for what happened; its end is left to `wait`.
+        unsafe {
+            let mut info = std::mem::zeroed::<libc::siginfo_t>();
+            let flags = libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT;
+            let result = libc::waitid(libc::P_PID, self.pid as u32, &mut info, flags);
+            result == 0 && matches!(info.si_code, libc::CLD_STOPPED | libc::CLD_TRAPPED)
+        }
+    }
+
     pub fn kill(&self) {
         // SAFETY: a child of ours that was not waited for, so the id is still its.
         unsafe { libc::kill(self.pid, libc::SIGKILL) };

@@ -3,4 +3,5 @@
 mod child;
 mod kills;
 mod many;
+mod steps;
 mod world;

@@ -82,6 +82,19 @@ impl Watermarks for Store {
     }
 }
 
+/// Where no watermark is asked for.
+pub struct NoStore;
+
+impl Watermarks for NoStore {
+    fn begin(&mut self, _: &Guid, _: u32, _: u32) -> Result<u32, String> {
+        Err("nobody should ask".to_owned())
+    }
+
+    fn raise(&mut self, _: &[(Guid, u32, u32)]) -> Result<(), String> {
+        Err("nobody should ask".to_owned())
+    }
+}
+
 impl Store {
     pub fn watermark(&self, number: u64) -> u32 {
         self.0.get(number).saturating_sub(1) as u32
