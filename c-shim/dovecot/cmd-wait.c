@@ -487,10 +487,10 @@ static void xid_fetch_clip_vanished(struct client_command_context *cmd,
 	const struct imap_arg *list;
 	const char *set;
 	uint32_t watermark;
+	string_t *str;
 
 	if (!cmd->uid || !imap_arg_get_atom(&args[0], &set) ||
-	    strcmp(set, "$") == 0 || IMAP_ARG_IS_EOL(&args[1]) ||
-	    !imap_arg_get_list(&args[2], &list))
+	    IMAP_ARG_IS_EOL(&args[1]) || !imap_arg_get_list(&args[2], &list))
 		return;
 	while (!IMAP_ARG_IS_EOL(list) &&
 	       !imap_arg_atom_equals(list, "VANISHED"))
@@ -501,6 +501,13 @@ static void xid_fetch_clip_vanished(struct client_command_context *cmd,
 	watermark = xid_box_watermark(box);
 	if (watermark == (uint32_t)-1)
 		return;
+	if (strcmp(set, "$") == 0) {
+		if (xid_saved_result_max(cmd->client) <= watermark)
+			return;
+		str = t_str_new(64);
+		imap_write_seq_range(str, &cmd->client->search_saved_uidset);
+		set = str_c(str);
+	}
 	set = xid_uid_set_below(set, watermark, xid_wait_last_uid(box));
 	/* no message has this UID, now or ever */
 	xid_arg_set_atom(cmd, &args[0], set != NULL ? set : "4294967294");

@@ -19,5 +19,6 @@ mod xhxid_state;
 mod assign;
 mod delivery_wait;
 mod no_uids;
+mod uid_fuzz;
 mod uid_leak;
 mod uid_wait;
