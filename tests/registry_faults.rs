@@ -1,5 +1,5 @@
-//! kill -9 at any instruction of the registry: no number is given twice, and everything that the
-//! index has is known again.
+//! kill -9 at any instruction of the registry, files deleted under it, a full disk: no number is
+//! given twice, and everything that the index has is known again.
 
 use std::collections::HashSet;
 use std::fs::{self, OpenOptions};
@@ -9,7 +9,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use imap_xid::registry::{Entry, Mailbox, Registry};
+use imap_xid::registry::{Entry, Error, Mailbox, Registry};
 use imap_xid::xid::{State, Xid};
 
 /// Processes that share a mail root, each with a mailbox of its own.
@@ -133,6 +133,53 @@ fn holder() {
     }
 }
 
+/// Octets of the small file system.
+const SMALL_DISK: usize = 1 << 20;
+
+/// Runs only as a process of its own, where `root` is a file system of [`SMALL_DISK`].
+#[test]
+#[ignore = "a process that a test below starts"]
+fn tenant() {
+    let Ok(role) = std::env::var(ROLE) else {
+        return;
+    };
+    let (_, root) = role.split_once(' ').unwrap();
+    let (root, ballast) = (Path::new(root), Path::new(root).join("ballast"));
+    let registry = Registry::new(root, "foo").unwrap();
+    let mailbox = mailbox(0);
+    let mut numbers: Vec<u64> = (1..=20).collect();
+    assert_eq!(registry.take_numbers(0, 20).unwrap(), 1);
+    registry.note(&mailbox, &entries(&numbers, 1)).unwrap();
+    cover(&registry, &mailbox, &numbers);
+
+    let full = fs::write(&ballast, vec![b'x'; SMALL_DISK]).unwrap_err();
+    assert_eq!(full.raw_os_error(), Some(libc::ENOSPC), "{full}");
+    // Numbers that are reserved need no room, and the messages are the host's to save.
+    for count in [30_u32, 40, 50] {
+        let first = registry
+            .take_numbers(*numbers.last().unwrap(), count)
+            .unwrap();
+        let from = numbers.len() as u32 + 1;
+        numbers.extend(first..first + u64::from(count));
+        let told = registry.note(&mailbox, &entries(&numbers, from));
+        assert!(matches!(told, Ok(()) | Err(Error::Full(_))), "{told:?}");
+    }
+    let refused = registry.reserve(1, 1).unwrap_err();
+    assert!(matches!(refused, Error::Full(_)), "{refused}");
+    let next_uid = numbers.len() as u32 + 1;
+    let refused = registry.register(&mailbox, &entries(&numbers, 1), next_uid, true);
+    assert!(matches!(refused, Err(Error::Full(_))), "{refused:?}");
+
+    fs::remove_file(&ballast).unwrap();
+    cover(&registry, &mailbox, &numbers);
+    let all: Vec<u32> = (1..next_uid).collect();
+    assert_eq!(registry.news(&mailbox, &State::new()).unwrap(), all);
+    let block = registry.reserve(1, 1).unwrap();
+    assert!(block.start > *numbers.last().unwrap(), "{block:?}");
+    assert_eq!(registry.verify().unwrap(), []);
+    println!("all is well");
+}
+
 fn start(root: &Path, victim: u8) -> Child {
     process("victim", root, victim)
         .stdout(Stdio::null())
@@ -148,6 +195,36 @@ fn process(role: &str, root: &Path, victim: u8) -> Command {
         .env(ROLE, format!("{victim} {}", root.display()))
         .stderr(Stdio::piped());
     command
+}
+
+#[test]
+fn a_full_disk_is_a_clear_error_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let test = std::env::current_exe().unwrap();
+    let script = format!(
+        "mount -t tmpfs -o size={SMALL_DISK} tmpfs \"$1\" && exec \"$2\" --ignored --nocapture \
+         --exact tenant"
+    );
+    // SAFETY: a system call without arguments.
+    let user_space: &[&str] = match unsafe { libc::geteuid() } {
+        0 => &[],
+        _ => &["--user", "--map-root-user"],
+    };
+    let output = Command::new("unshare")
+        .args(user_space)
+        .args(["--mount", "sh", "-c", &script, "sh"])
+        .args([dir.path(), &test])
+        .env(ROLE, format!("0 {}", dir.path().display()))
+        .output()
+        .expect("unshare runs (util-linux)");
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(
+        output.status.success() && out.contains("all is well"),
+        "{out}{err}"
+    );
 }
 
 /// A [`holder`] and how to make it reserve.
