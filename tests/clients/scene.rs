@@ -1,0 +1,203 @@
+//! One server, every client against it at the same time, each with a user of its own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::harness::{Dovecot, Output, message, run};
+use super::programs::{self, Job, Program};
+use super::report::{Played, Result, Scene};
+
+/// Messages that wait in INBOX when the client comes.
+pub const MESSAGES: usize = 5;
+/// The number of the message that the client saves.
+const SAVED: usize = 100;
+/// Pause between the rounds of the assigner.
+const ASSIGN_PAUSE: Duration = Duration::from_millis(500);
+
+/// Plays one scene with every client.
+pub fn play(scene: Scene) -> Played {
+    let server = scene.server();
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let results = std::thread::scope(|scope| {
+        let runs: Vec<_> = programs::ALL
+            .iter()
+            .map(|p| scope.spawn(|| (p.name, one(scene, &server, dir.path(), p))))
+            .collect();
+        runs.into_iter()
+            .map(|run| run.join().expect("a client"))
+            .collect()
+    });
+    Played { scene, results }
+}
+
+fn one(scene: Scene, server: &Dovecot, dir: &Path, program: &Program) -> Result {
+    let user: String = program
+        .name
+        .chars()
+        .filter(char::is_ascii_alphanumeric)
+        .collect();
+    let user = user.to_lowercase();
+    fill(server, &user);
+    let job = job(server, dir, &user);
+    let start = Instant::now();
+    let done = AtomicBool::new(false);
+    let (outputs, runs) = std::thread::scope(|scope| {
+        if let Scene::Waits(seconds) = scene {
+            let due = start + Duration::from_secs(seconds);
+            let (user, done) = (&user, &done);
+            scope.spawn(move || assign(server, user, due, done));
+        }
+        let outputs = run_all(program, &job);
+        done.store(true, Ordering::Release);
+        outputs
+    });
+    Result {
+        got: subjects_below(&job.out),
+        saved: program.saves.then(|| saved(server, &user)),
+        code: outputs
+            .iter()
+            .map(|o| o.code)
+            .find(|c| *c != 0)
+            .unwrap_or(0),
+        runs,
+        seconds: start.elapsed().as_secs(),
+        said: outputs
+            .iter()
+            .map(|o| format!("{}{}", o.stdout, o.stderr))
+            .collect(),
+    }
+}
+
+fn fill(server: &Dovecot, user: &str) {
+    let mut client = server.imap(user);
+    client.ok("CREATE Sent");
+    for n in 1..=MESSAGES {
+        client.append("INBOX", &message(n));
+    }
+}
+
+fn job(server: &Dovecot, dir: &Path, user: &str) -> Job {
+    let dir = dir.join(user);
+    let out = dir.join("out");
+    fs::create_dir_all(&out).expect("the client's folder");
+    let path = dir.join("message");
+    fs::write(&path, message(SAVED)).expect("the message");
+    let server = server.imap_addr();
+    Job {
+        server,
+        user: user.into(),
+        dir,
+        out,
+        message: path,
+        modules: modules().into(),
+    }
+}
+
+/// What each command of the last run said, and how many runs it took.
+fn run_all(program: &Program, job: &Job) -> (Vec<Output>, u32) {
+    let mut runs = 0;
+    loop {
+        runs += 1;
+        let outputs = run_once(program, job);
+        if runs == program.runs || outputs.iter().all(|o| o.code == 0) {
+            return (outputs, runs);
+        }
+    }
+}
+
+fn run_once(program: &Program, job: &Job) -> Vec<Output> {
+    let mut outputs = Vec::new();
+    for mut command in (program.commands)(job).expect("the client's configuration") {
+        command.env("HOME", &job.dir).env("XDG_DATA_HOME", &job.dir);
+        let output = run(&mut command, b"");
+        let failed = output.code != 0;
+        outputs.push(output);
+        if failed {
+            break;
+        }
+    }
+    outputs
+}
+
+/// Makes UIDs stable from `due` on, until the client is done.
+fn assign(server: &Dovecot, user: &str, due: Instant, done: &AtomicBool) {
+    while !done.load(Ordering::Acquire) {
+        std::thread::sleep(ASSIGN_PAUSE.min(due.saturating_duration_since(Instant::now())));
+        if Instant::now() < due {
+            continue;
+        }
+        for (mailbox, uid) in [("INBOX", MESSAGES as u32), ("Sent", 1)] {
+            server.note_watermark(user, mailbox, uid);
+            // Nothing is pending in Sent until the client saved its message there.
+            let uid = uid.to_string();
+            let _ = server.xidctl(&["advance", "-u", user, "-m", mailbox, &uid]);
+        }
+        std::thread::sleep(ASSIGN_PAUSE);
+    }
+}
+
+/// How often each message is below the folder, by its subject.
+fn subjects_below(dir: &Path) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for path in files_below(dir) {
+        let bytes = fs::read(path).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        for line in text.lines() {
+            if let Some(subject) = line.strip_prefix("Subject: ") {
+                *counts.entry(subject.trim().to_owned()).or_default() += 1;
+            }
+        }
+    }
+    counts
+}
+
+fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .flat_map(|entry| match entry.path() {
+            path if path.is_dir() => files_below(&path),
+            path => vec![path],
+        })
+        .collect()
+}
+
+/// How often the message is in Sent.
+fn saved(server: &Dovecot, user: &str) -> usize {
+    let mut client = server.imap(user);
+    client.ok("EXAMINE Sent");
+    let reply = client.ok(&format!("SEARCH HEADER SUBJECT \"message {SAVED}\""));
+    reply.search().len()
+}
+
+/// Where the packages of the npm registry and of PyPI are: installed once per build folder.
+fn modules() -> &'static Path {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    DIR.get_or_init(|| {
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("clients");
+        fs::create_dir_all(&dir).expect("a folder for modules");
+        if !dir.join("node_modules/imapflow").exists() {
+            let mut npm = Command::new("npm");
+            npm.args([
+                "install",
+                "--no-audit",
+                "--no-fund",
+                "--ignore-scripts",
+                "imapflow@^1",
+            ]);
+            let output = run(npm.arg("--prefix").arg(&dir), b"");
+            assert_eq!(output.code, 0, "npm install imapflow: {output:?}");
+        }
+        if !dir.join("python/imapclient").exists() {
+            let mut pip = Command::new("python3");
+            pip.args(["-m", "pip", "install", "-q", "IMAPClient~=3.0", "--target"]);
+            let output = run(pip.arg(dir.join("python")), b"");
+            assert_eq!(output.code, 0, "pip install IMAPClient: {output:?}");
+        }
+        dir
+    })
+}
