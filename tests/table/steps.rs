@@ -10,7 +10,7 @@ use crate::world::World;
 
 /// Kills for each operation, spread over its instructions; more with IMAP_XID_SOAK.
 const KILLS: u64 = 6;
-const SOAK_KILLS: u64 = 400;
+const SOAK_KILLS: u64 = 150;
 
 /// More steps than any operation takes.
 const STEPS_LIMIT: u64 = 300_000;
