@@ -196,7 +196,8 @@ typedef struct imap_xid_root_options {
      */
     const char *ns;
     /**
-     * IMAP_XID_UID_SOURCE_LOCAL, _TABLE or _CLUSTER.
+     * IMAP_XID_UID_SOURCE_LOCAL, _TABLE or _CLUSTER; the same for all processes. LOCAL forgets
+     * the watermarks that the others keep.
      */
     uint32_t uid_source;
     /**

@@ -45,7 +45,8 @@ pub struct imap_xid_root_options {
     pub dir: *const c_char,
     /// This node's namespace, NUL-terminated.
     pub ns: *const c_char,
-    /// IMAP_XID_UID_SOURCE_LOCAL, _TABLE or _CLUSTER.
+    /// IMAP_XID_UID_SOURCE_LOCAL, _TABLE or _CLUSTER; the same for all processes. LOCAL forgets
+    /// the watermarks that the others keep.
     pub uid_source: u32,
     /// Must be 0.
     pub flags: u32,
@@ -187,11 +188,15 @@ fn open_root(dir: &[u8], namespace: &[u8], uid_source: u32) -> Result<Root, Fail
             None
         }
     };
-    Ok(Root {
+    let root = Root {
         registry,
         table,
         uid_source,
-    })
+    };
+    if uid_source == IMAP_XID_UID_SOURCE_LOCAL {
+        root.forget_watermarks();
+    }
+    Ok(root)
 }
 
 /// Ends a root. NULL is fine. Its mailboxes stay usable until they are closed themselves.

@@ -98,6 +98,27 @@ impl Root {
         }
     }
 
+    /// Forgets what watermarks an earlier uid_source left: clients see UIDs above them from here
+    /// on, and a later uid_source must not show a lower UIDNEXT.
+    pub(crate) fn forget_watermarks(&self) {
+        if !self.registry.has_watermarks() {
+            return;
+        }
+        let table = self.table.as_ref().map(Current::table);
+        let forgotten = table
+            .map_or(Ok(()), |table| table.forget_watermarks())
+            .map_err(Failure::from)
+            .and_then(|()| Ok(self.registry.forget_watermarks()?));
+        let path = self.registry.path().display();
+        match forgotten {
+            Ok(()) => log::line(
+                Level::Warning,
+                &format!("{path}: uid_source is local: all UIDs are stable, watermarks forgotten"),
+            ),
+            Err(e) => log::line(Level::Error, &format!("{path}: watermarks: {}", e.text())),
+        }
+    }
+
     fn current(&self) -> Result<&Current, Failure> {
         self.table.as_ref().ok_or_else(|| {
             Failure::new(

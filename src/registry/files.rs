@@ -20,6 +20,9 @@ pub(super) const JOURNAL: &str = "xid.journal";
 /// The witness's name, see [`super::numbers`].
 pub(super) const WITNESS: &str = "xid.incarnation";
 
+/// Says that there are watermarks, see [`super::watermarks`].
+pub(super) const WATERMARKS: &str = "xid.watermarks";
+
 /// Between two looks at a lock that another process holds.
 const LOCK_PAUSE: Duration = Duration::from_millis(1);
 

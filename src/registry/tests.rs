@@ -1219,3 +1219,15 @@ fn news_and_lookups_cost_the_same_in_a_mailbox_of_a_million() {
         "{plan}"
     );
 }
+
+#[test]
+fn watermarks_are_forgotten_when_uids_are_stable_at_once() {
+    let home = Home::new();
+    assert!(!home.registry.has_watermarks());
+    assert_eq!(home.registry.begin_watermark(&INBOX, 5, 8).unwrap(), 8);
+    assert_eq!(home.registry.begin_watermark(&INBOX, 5, 30).unwrap(), 8);
+    assert!(home.registry.has_watermarks());
+    home.registry.forget_watermarks().unwrap();
+    assert!(!home.registry.has_watermarks());
+    assert_eq!(home.registry.begin_watermark(&INBOX, 5, 30).unwrap(), 30);
+}

@@ -1,8 +1,18 @@
 //! Watermarks: what a mailbox's clients were shown last survives a power loss, so that no reboot
 //! shows a lower UIDNEXT.
+//!
+//! They count as long as watermarks are in use. Once a server was told that UIDs are stable at
+//! once, clients see UIDs above them, and they must be forgotten: a mail root that is opened in
+//! that way looks for an empty file beside the registry, made before the first watermark, and
+//! opens the registry only where that is.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 
 use super::db::Db;
-use super::{BoxGuid, Error, Registry};
+use super::{BoxGuid, Error, Registry, files};
 use crate::table::Watermarks;
 
 /// Stores a watermark. It never falls under one UIDVALIDITY; another UIDVALIDITY begins anew.
@@ -34,6 +44,7 @@ impl Registry {
             if let Some(stored) = read(db, guid, uidvalidity)? {
                 return Ok(stored);
             }
+            self.mark_watermarks()?;
             db.durably(|| match read(db, guid, uidvalidity)? {
                 // Another process was first.
                 Some(stored) => Ok(stored),
@@ -57,6 +68,7 @@ impl Registry {
             return Ok(());
         }
         self.insist(|db, _| {
+            self.mark_watermarks()?;
             db.durably(|| {
                 for (guid, uidvalidity, uid) in marks {
                     db.run(RAISE, (guid.as_slice(), uidvalidity, uid))?;
@@ -64,6 +76,41 @@ impl Registry {
                 Ok(())
             })
         })
+    }
+}
+
+impl Registry {
+    /// Whether there are watermarks: one system call.
+    pub fn has_watermarks(&self) -> bool {
+        self.watermarks_mark().exists()
+    }
+
+    /// Forgets all watermarks, for a mail root whose UIDs are stable at once from here on. When
+    /// watermarks come into use again, every mailbox starts with all that it holds as stable.
+    pub fn forget_watermarks(&self) -> Result<(), Error> {
+        self.insist(|db, _| db.durably(|| db.run("DELETE FROM watermarks", [])))?;
+        let mark = self.watermarks_mark();
+        match std::fs::remove_file(&mark) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", &mark, e)),
+            _ => Ok(()),
+        }
+    }
+
+    fn watermarks_mark(&self) -> PathBuf {
+        self.path().with_file_name(files::WATERMARKS)
+    }
+
+    /// Says that there are watermarks, before the first is stored.
+    fn mark_watermarks(&self) -> Result<(), Error> {
+        if self.has_watermarks() {
+            return Ok(());
+        }
+        let mark = self.watermarks_mark();
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let (file, _) = files::open_own(&mark, &options)?;
+        files::give_to_owner(&file, &mark)?;
+        files::sync_folder_of(&mark)
     }
 }
 

@@ -141,6 +141,18 @@ impl Table {
         Ok((mailbox, tail))
     }
 
+    /// Forgets all watermarks and what is pending, for a mail root whose UIDs are stable at once
+    /// from here on. Mailboxes that are attached in processes go on with what they saw.
+    pub fn forget_watermarks(self: &Arc<Table>) -> Result<(), Error> {
+        for mailbox in self.mailboxes()? {
+            let writer = self.writer()?;
+            let slot = mailbox.slot();
+            slot.flags.store(0, Release);
+            writer.drop_tail(slot, u32::MAX)?;
+        }
+        Ok(())
+    }
+
     fn mailbox(self: &Arc<Table>, index: u32) -> Result<Mailbox, Error> {
         let slot = NonNull::from(self.map.block::<Slot>(index, SLOT_CLASS)?);
         Ok(Mailbox {

@@ -839,3 +839,16 @@ fn a_gap_that_a_killed_process_left_is_asked_for_until_it_is_filled() {
     mailbox.advance(15, &mut f.store).unwrap();
     assert_eq!(mailbox.pending_add(&[entry(16)]).unwrap(), Tail::Whole);
 }
+
+#[test]
+fn forgotten_watermarks_start_anew_with_all_that_the_mailbox_holds() {
+    let mut f = Fixture::new();
+    let mailbox = f.attach(1, 8);
+    mailbox.pending_add(&[entry(9), entry(10)]).unwrap();
+    f.table.forget_watermarks().unwrap();
+    f.store.marks.clear();
+    let again = f.attach(1, 20);
+    assert_eq!(again.watermark(), 20);
+    assert_eq!(uids(&again), []);
+    assert_eq!(f.table.audit().unwrap(), Audit::default());
+}
