@@ -61,8 +61,9 @@ read_namespace(struct mail_user *user, pool_t pool, const char **ns_r,
 
 	if (value != NULL && *value != '\0') {
 		if (imap_xid_namespace_check(value, strlen(value)) < 0) {
-			*error_r = t_strdup_printf("xid_namespace = %s: %s",
-				value, imap_xid_last_error());
+			/* the words begin with the value */
+			*error_r = t_strconcat("xid_namespace = ",
+				imap_xid_last_error(), NULL);
 			return FALSE;
 		}
 		*ns_r = p_strdup(pool, value);
