@@ -16,8 +16,8 @@ struct xid_saved_mail {
 	uint32_t seq;
 	/* NULL = not known here */
 	const char *guid;
-	/* number 0 = it gets a new one */
-	struct xid_record keep;
+	/* The XID that it keeps; number 0 = it gets a new one. */
+	struct imap_xid keep;
 };
 
 struct xid_transaction {
@@ -169,6 +169,22 @@ xid_copy_is_renumbering(const struct mail_save_context *ctx,
 		mail->box->storage->user->dsyncing;
 }
 
+static void
+xid_saved_mail_keep(struct mailbox_transaction_context *t,
+		    struct xid_mailbox *xbox, struct mail *mail,
+		    struct xid_saved_mail *saved)
+{
+	struct xid_transaction *xt = XID_TRANSACTION_CONTEXT(t);
+
+	if (!xid_mail_get(xbox, mail->transaction->view, mail->seq,
+			  &saved->keep)) {
+		i_zero(&saved->keep);
+		return;
+	}
+	saved->keep.ns = p_strndup(xt->pool, saved->keep.ns,
+				   saved->keep.ns_len);
+}
+
 static int xid_copy(struct mail_save_context *ctx, struct mail *mail)
 {
 	struct mailbox_transaction_context *t = ctx->transaction;
@@ -193,10 +209,8 @@ static int xid_copy(struct mail_save_context *ctx, struct mail *mail)
 	} else {
 		return 0;
 	}
-	if (renumbering &&
-	    !xid_record_get(xbox, mail->transaction->view, mail->seq,
-			    &saved->keep))
-		i_zero(&saved->keep);
+	if (renumbering)
+		xid_saved_mail_keep(t, xbox, mail, saved);
 	return 0;
 }
 
@@ -266,20 +280,84 @@ xid_append_guid(struct mailbox_transaction_context *t,
 	return saved != NULL && saved->guid != NULL ? saved->guid : "";
 }
 
-/* How far every message has an XID once the appended ones have theirs. Only
-   where they follow without a gap: a UID in between may be of a process
-   without the plug-in. Whoever opens the mailbox next looks behind it. */
-static uint32_t
-xid_covered_after(uint32_t covered_uid, const ARRAY_TYPE(xid_append) *appends)
+/* Every message before UID has an XID. Mostly a look at the header; the
+   messages are looked at when there is a gap in the UIDs. */
+static bool xid_all_have_xids_before(struct xid_mailbox *xbox,
+				     uint32_t covered_uid, uint32_t uid)
 {
-	const struct xid_append *append;
+	struct mail_index_view *view;
+	struct xid_record rec;
+	uint32_t seq, seq2;
+	bool have = TRUE;
 
-	array_foreach(appends, append) {
-		if (append->uid != covered_uid + 1)
-			break;
-		covered_uid++;
+	if (uid - 1 <= covered_uid)
+		return TRUE;
+	view = mail_index_view_open(xbox->box->index);
+	if (mail_index_lookup_seq_range(view, covered_uid + 1, uid - 1,
+					&seq, &seq2)) {
+		for (; have && seq <= seq2; seq++)
+			have = xid_record_get(xbox, view, seq, &rec);
 	}
-	return covered_uid;
+	mail_index_view_close(&view);
+	return have;
+}
+
+/* This node's place in the header, if the messages can have their XIDs now.
+   They cannot where the index was rebuilt since the transaction began: others
+   have lost theirs, and these would overtake them. Whoever syncs the mailbox
+   next gives all of them their XIDs, in order. */
+static bool
+xid_appends_allowed(struct xid_mailbox *xbox,
+		    const struct xid_header_info *info,
+		    const ARRAY_TYPE(xid_append) *appends, uint32_t *idx_r)
+{
+	const char *ns = xbox->xuser->set.namespace;
+	const struct xid_append *first = array_front(appends);
+
+	*idx_r = xid_header_find(info, ns, strlen(ns));
+	return *idx_r != XID_NO_NAMESPACE &&
+		xid_all_have_xids_before(xbox, info->covered_uid, first->uid);
+}
+
+/* The record of the XID that the message keeps, if it keeps one. */
+static bool
+xid_append_kept(const struct xid_header_info *info,
+		const struct xid_saved_mail *saved, struct xid_record *rec_r)
+{
+	uint32_t idx;
+
+	if (saved == NULL || saved->keep.number == 0)
+		return FALSE;
+	idx = xid_header_find(info, saved->keep.ns, saved->keep.ns_len);
+	if (idx == XID_NO_NAMESPACE)
+		return FALSE;
+	rec_r->number = saved->keep.number;
+	rec_r->ns = idx;
+	return TRUE;
+}
+
+/* Put one XID, rec or the one that the message keeps, into the transaction and
+   say so in the entry. */
+static void
+xid_append_write(struct xid_mailbox *xbox,
+		 struct mailbox_transaction_context *t,
+		 const struct xid_header_info *info,
+		 const struct xid_append *append, struct xid_record rec,
+		 struct imap_xid_entry *entry)
+{
+	const struct xid_saved_mail *saved = xid_saved_mail_find(t, append->seq);
+	const struct xid_header_entry *ns;
+
+	(void)xid_append_kept(info, saved, &rec);
+	mail_index_update_ext(t->itrans, append->seq, xbox->ext_id, &rec, NULL);
+
+	ns = &info->entries[rec.ns];
+	entry->uid = append->uid;
+	entry->ns = ns->name;
+	entry->ns_len = strnlen(ns->name, sizeof(ns->name));
+	entry->number = rec.number;
+	entry->guid = xid_append_guid(t, append, saved);
+	entry->guid_len = strlen(entry->guid);
 }
 
 /* Put the XIDs into the transaction. The mailbox's append lock is held, so
@@ -289,29 +367,19 @@ xid_appends_write(struct xid_mailbox *xbox,
 		  struct mailbox_transaction_context *t,
 		  const ARRAY_TYPE(xid_append) *appends)
 {
-	const char *ns = xbox->xuser->set.namespace;
 	ARRAY_TYPE(imap_xid_entry) entries;
-	struct imap_xid_entry *entry;
 	const struct xid_append *append;
-	const struct xid_saved_mail *saved;
 	struct xid_header_info info;
 	struct xid_record rec;
-	struct imap_xid kept;
-	uint64_t number;
-	uint32_t idx;
 	imap_xid_root *root;
 
-	if ((root = xid_root_open(xbox)) == NULL)
-		return;
+	i_zero(&rec);
 	xid_header_read(xbox, NULL, &info);
-	idx = xid_header_find(&info, ns, strlen(ns));
-	if (idx == XID_NO_NAMESPACE) {
-		/* The index was rebuilt since the transaction began. Whoever
-		   opens the mailbox next sees that these have no XIDs. */
+	if ((root = xid_root_open(xbox)) == NULL ||
+	    !xid_appends_allowed(xbox, &info, appends, &rec.ns))
 		return;
-	}
-	if (imap_xid_numbers_take(root, info.entries[idx].high,
-				  array_count(appends), &number) < 0) {
+	if (imap_xid_numbers_take(root, info.entries[rec.ns].high,
+				  array_count(appends), &rec.number) < 0) {
 		xid_mailbox_log_error(xbox,
 			"saved messages get their XIDs later");
 		return;
@@ -319,30 +387,13 @@ xid_appends_write(struct xid_mailbox *xbox,
 
 	t_array_init(&entries, array_count(appends));
 	array_foreach(appends, append) {
-		saved = xid_saved_mail_find(t, append->seq);
-		entry = array_append_space(&entries);
-		entry->uid = append->uid;
-		entry->guid = xid_append_guid(t, append, saved);
-		entry->guid_len = strlen(entry->guid);
-		if (saved != NULL && saved->keep.number != 0 &&
-		    xid_record_to_xid(&info, &saved->keep, &kept)) {
-			rec = saved->keep;
-			entry->ns = kept.ns;
-			entry->ns_len = kept.ns_len;
-		} else {
-			i_zero(&rec);
-			rec.number = number++;
-			rec.ns = idx;
-			entry->ns = ns;
-			entry->ns_len = strlen(ns);
-		}
-		entry->number = rec.number;
-		mail_index_update_ext(t->itrans, append->seq, xbox->ext_id,
-				      &rec, NULL);
+		xid_append_write(xbox, t, &info, append, rec,
+				 array_append_space(&entries));
+		rec.number++;
 	}
-	xid_header_update(xbox, t->itrans, idx,
-			  I_MAX(number - 1, info.entries[idx].high),
-			  xid_covered_after(info.covered_uid, appends));
+	append = array_back(appends);
+	xid_header_update(xbox, t->itrans, rec.ns, rec.number - 1,
+			  I_MAX(info.covered_uid, append->uid));
 	xid_mailbox_note(xbox, &entries);
 }
 
