@@ -498,3 +498,38 @@ fn in_an_examined_mailbox_nothing_is_changed() {
     assert_eq!(now[&x[0]], ["\\Deleted"]);
     assert!(now[&x[1]].is_empty(), "{now:?}");
 }
+
+#[test]
+fn none_of_it_waits_for_uids_that_are_not_agreed() {
+    let server = Dovecot::setup().xid("xid_uid_source", "table").start();
+    let mut client = server.imap_in("alice", "INBOX");
+    for n in 1..=5 {
+        client.append("INBOX", &message(n));
+    }
+    client.ok("NOOP");
+    let x = all_xids(&mut client);
+    client.ok("CREATE Other");
+    let set = x.join(",");
+    let reply = client.ok(&format!("XHXID FETCH {set} (FLAGS BODY.PEEK[])"));
+    assert_eq!(fetched_xids(&reply), x);
+    let reply = client.ok(&format!("XHXID STORE {} +FLAGS (\\Flagged)", x[4]));
+    assert_eq!(fetched_xids(&reply), [&*x[4]]);
+    assert_eq!(client.ok("XHXID SEARCH FLAGGED").search(), [&*x[4]]);
+    let answer = client
+        .ok("XHXID SORT (REVERSE SUBJECT) UTF-8 ALL")
+        .only("SORT");
+    let reversed: Vec<&str> = x.iter().rev().map(String::as_str).collect();
+    assert_eq!(answer, reversed.join(" "));
+    let answer = client
+        .ok("XHXID THREAD REFERENCES UTF-8 ALL")
+        .only("THREAD");
+    assert_eq!(answer, format!("({})", x.join(")(")));
+    assert_eq!(client.ok("XHXID").announced(), x);
+    assert_eq!(client.ok("SEARCH ALL XID").fetches().len(), 5);
+    let reply = client.ok(&format!("XHXID COPY {} Other", x[0]));
+    assert!(reply.code("COPYUID").is_none(), "{}", reply.text);
+    client.ok(&format!("XHXID MOVE {} Other", x[1]));
+    client.ok(&format!("XHXID STORE {} +FLAGS (\\Deleted)", x[2]));
+    client.ok(&format!("XHXID EXPUNGE {}", x[2]));
+    assert_eq!(all_xids(&mut client), [&*x[0], &*x[3], &*x[4]]);
+}
