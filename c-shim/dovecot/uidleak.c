@@ -674,13 +674,101 @@ void xid_leak_close(struct xid_wait_mailbox *wbox)
 		array_free(&wbox->held_modseqs);
 }
 
-void xid_leak_hook(struct xid_wait_mailbox *wbox, struct mailbox_vfuncs *v)
+/*
+ * FETCH that fails half way. The host then closes the empty line with the
+ * message's UID. A message that is not stable is shown as gone for now.
+ */
+
+static MODULE_CONTEXT_DEFINE_INIT(xid_leak_mail_module, &mail_module_register);
+
+static struct mail_vfuncs *xid_leak_mail_super(struct mail *mail)
 {
-	wbox->prev.sync_deinit = v->sync_deinit;
-	v->get_status = xid_leak_get_status;
-	v->sync_init = xid_leak_sync_init;
-	v->sync_next = xid_leak_sync_next;
-	v->sync_deinit = xid_leak_sync_deinit;
+	union mail_module_context *context =
+		MODULE_CONTEXT((struct mail_private *)mail,
+			       xid_leak_mail_module);
+
+	return &context->super;
+}
+
+static int xid_leak_mail_failed(struct mail *mail, int ret)
+{
+	struct xid_wait_mailbox *wbox;
+
+	if (ret >= 0 || mail->expunged ||
+	    mail->lookup_abort != MAIL_LOOKUP_ABORT_NEVER)
+		return ret;
+	wbox = xid_wait_mailbox_get(mail->box);
+	if (wbox != NULL && mail->uid > xid_wait_watermark(wbox))
+		mail_set_expunged(mail);
+	return ret;
+}
+
+static int
+xid_leak_mail_get_stream(struct mail *mail, bool get_body,
+			 struct message_size *hdr_size,
+			 struct message_size *body_size,
+			 struct istream **stream_r)
+{
+	return xid_leak_mail_failed(mail,
+		xid_leak_mail_super(mail)->get_stream(mail, get_body, hdr_size,
+						      body_size, stream_r));
+}
+
+static int
+xid_leak_mail_get_header_stream(struct mail *mail,
+				struct mailbox_header_lookup_ctx *headers,
+				struct istream **stream_r)
+{
+	return xid_leak_mail_failed(mail,
+		xid_leak_mail_super(mail)->get_header_stream(mail, headers,
+							     stream_r));
+}
+
+static int
+xid_leak_mail_get_binary_stream(struct mail *mail,
+				const struct message_part *part,
+				bool include_hdr, uoff_t *size_r,
+				unsigned int *lines_r, bool *binary_r,
+				struct istream **stream_r)
+{
+	return xid_leak_mail_failed(mail,
+		xid_leak_mail_super(mail)->get_binary_stream(mail, part,
+			include_hdr, size_r, lines_r, binary_r, stream_r));
+}
+
+static int
+xid_leak_mail_get_special(struct mail *mail, enum mail_fetch_field field,
+			  const char **value_r)
+{
+	return xid_leak_mail_failed(mail,
+		xid_leak_mail_super(mail)->get_special(mail, field, value_r));
+}
+
+static struct mail *
+xid_leak_mail_alloc(struct mailbox_transaction_context *t,
+		    enum mail_fetch_field wanted_fields,
+		    struct mailbox_header_lookup_ctx *wanted_headers)
+{
+	struct xid_mailbox *xbox = xid_mailbox_context(t->box);
+	union mail_module_context *context;
+	struct mail_private *pmail;
+	struct mail *mail;
+
+	mail = xbox->module_ctx.super.mail_alloc(t, wanted_fields,
+						 wanted_headers);
+	/* only a client's own FETCH ends in such a line */
+	if (xid_leak_client_of(t->box) == NULL)
+		return mail;
+
+	pmail = (struct mail_private *)mail;
+	context = p_new(pmail->pool, union mail_module_context, 1);
+	context->super = pmail->v;
+	pmail->v.get_stream = xid_leak_mail_get_stream;
+	pmail->v.get_header_stream = xid_leak_mail_get_header_stream;
+	pmail->v.get_binary_stream = xid_leak_mail_get_binary_stream;
+	pmail->v.get_special = xid_leak_mail_get_special;
+	MODULE_CONTEXT_SET_SELF(pmail, xid_leak_mail_module, context);
+	return mail;
 }
 
 /*
@@ -730,6 +818,16 @@ static const struct imap_fetch_handler xid_fetch_uid_handler = {
 	.init = xid_fetch_uid_init,
 };
 static struct imap_fetch_handler xid_fetch_host_handler;
+
+void xid_leak_hook(struct xid_wait_mailbox *wbox, struct mailbox_vfuncs *v)
+{
+	wbox->prev.sync_deinit = v->sync_deinit;
+	v->get_status = xid_leak_get_status;
+	v->mail_alloc = xid_leak_mail_alloc;
+	v->sync_init = xid_leak_sync_init;
+	v->sync_next = xid_leak_sync_next;
+	v->sync_deinit = xid_leak_sync_deinit;
+}
 
 /*
  * Clients

@@ -18,6 +18,7 @@ mod xhxid_state;
 
 mod assign;
 mod delivery_wait;
+mod metrics;
 mod no_uids;
 mod uid_fuzz;
 mod uid_leak;

@@ -457,3 +457,62 @@ fn the_state_code_of_xhxid_marks_the_watermark() {
     assert!(state.ends_with("-4"), "{state}");
     assert!(client.ok(&format!("XHXID {state}")).announced().is_empty());
 }
+
+#[test]
+fn a_fetch_that_fails_half_way_names_no_uid_that_is_not_stable() {
+    // The host fills a FETCH line that stays empty with the UID.
+    let server = inbox(table(), 2, 1);
+    let file = server
+        .mail_dir("alice")
+        .join("mailboxes/INBOX/dbox-Mails/u.2");
+    assert!(file.exists(), "{}", file.display());
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0))
+        .expect("a file");
+    for command in [
+        "FETCH 2 (BODY[])",
+        "FETCH 2 (BINARY[])",
+        "FETCH 2 (BODYSTRUCTURE)",
+    ] {
+        let mut client = server.imap_in("alice", "INBOX");
+        // Answered or disconnected: the scanner sees every line.
+        if client.try_cmd(command).is_ok() {
+            client.ok("NOOP");
+        }
+    }
+}
+
+#[test]
+fn genurlauth_and_urlfetch_wait_for_the_uid_of_the_url() {
+    let setup = table()
+        .set("imap_urlauth_host", "imap.example.org")
+        .set("mail_attribute_dict", "file:%h/dovecot-attributes");
+    let server = inbox(setup, 3, 2);
+    let mut client = server.imap_in("alice", "INBOX");
+    let url =
+        |uid: u32| format!("imap://alice@imap.example.org/INBOX/;UID={uid};URLAUTH=user+alice");
+    let reply = client.cmd(&format!("GENURLAUTH \"{}\" INTERNAL", url(2)));
+    if !reply.is_ok() {
+        // Without the URLAUTH service there is nothing to wait for.
+        println!("no URLAUTH here: {}", reply.text);
+        return;
+    }
+    let tag = client.send(&format!("GENURLAUTH \"{}\" INTERNAL", url(3)));
+    client.wait_line("OK Waiting");
+    advance(&server, "alice", "INBOX", 3);
+    let reply = client.wait(&tag);
+    assert!(reply.is_ok(), "{}", reply.text);
+    assert!(reply.only("GENURLAUTH").contains(";UID=3"));
+}
+
+#[test]
+fn a_client_may_set_and_get_metadata_while_uids_wait() {
+    let setup = table()
+        .set("imap_metadata", "yes")
+        .set("mail_attribute_dict", "file:%h/dovecot-attributes");
+    let server = inbox(setup, 3, 1);
+    let mut client = server.imap_in("alice", "INBOX");
+    client.ok("SETMETADATA INBOX (/private/comment \"mine\")");
+    let reply = client.ok("GETMETADATA INBOX /private/comment");
+    assert!(reply.lines.iter().any(|line| line.contains("mine")));
+    client.ok("GETMETADATA (DEPTH infinity) INBOX (/private /shared)");
+}
