@@ -27,7 +27,7 @@ XIDCTL_DEBUG := $(CURDIR)/target/debug/xidctl
 TEST_FEATURES := cli,cluster
 
 .PHONY: help deps build build-plugin build-plugin-debug build-tools install uninstall demo \
-	demo-shell test test-rust soak bench lint fuzz-smoke deb man clean
+	demo-shell test test-rust soak bench lint fuzz-smoke deb generate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,8 +93,8 @@ soak: deps deb ## The long tests: thousands of kills, long fuzzing, the package 
 	IMAP_XID_SOAK=1 $(MAKE) test-rust
 	packaging/deb/test-in-chroot dist/dovecot-xid_*.deb
 
-bench: deps build-plugin ## Measure the figures of docs/performance.md against the same server without the plug-in
-	IMAP_XID_PLUGIN=$(PLUGIN) $(CARGO) bench --locked -j$(JOBS) --bench figures
+bench: deps build ## Measure the figures of docs/performance.md against the same server without the plug-in
+	IMAP_XID_PLUGIN=$(PLUGIN) IMAP_XID_XIDCTL=$(XIDCTL) $(CARGO) bench --locked -j$(JOBS) --bench table --bench figures
 
 lint: ## Formatting, clippy, C warnings as errors, licences of the dependencies
 	$(CARGO) fmt --all --check
@@ -109,8 +109,10 @@ fuzz-smoke: ## A short run of every fuzz target
 deb: build ## Build dist/dovecot-xid_VERSION_ARCH.deb
 	packaging/deb/build dist
 
-man: build-tools ## Write packaging/man/xidctl.1 anew from xidctl's own description
+generate: deps build ## Write anew what is generated: the C header, xidctl(1), docs/clients.md
+	IMAP_XID_BLESS=1 $(CARGO) test --locked -j$(JOBS) --test header
 	$(XIDCTL) man > packaging/man/xidctl.1
+	IMAP_XID_WRITE_DOCS=1 IMAP_XID_PLUGIN=$(PLUGIN) IMAP_XID_XIDCTL=$(XIDCTL) $(CARGO) test --locked -j$(JOBS) --features cli --test clients
 
 clean: ## Remove everything that was built
 	$(CARGO) clean

@@ -38,11 +38,11 @@ impl Client {
     }
 
     /// A client of which the processor time of its imap process is measured where
-    /// XID_BENCH_CLOCK is `cpu`: on a busy machine that tells more than the clock on the wall.
+    /// IMAP_XID_BENCH_CLOCK is `cpu`: on a busy machine that tells more than the clock on the wall.
     pub fn timed(server: &Dovecot, user: &str) -> Client {
         let before = server.pids("imap");
         let mut client = Client::login(server.imap_addr(), user);
-        if std::env::var("XID_BENCH_CLOCK").is_ok_and(|clock| clock == "cpu") {
+        if std::env::var("IMAP_XID_BENCH_CLOCK").is_ok_and(|clock| clock == "cpu") {
             let pids = server.pids("imap");
             client.served_by = pids.into_iter().find(|pid| !before.contains(pid));
         }

@@ -2,7 +2,7 @@
 //!
 //! `make bench` runs this. Every figure is printed as `name value unit` as soon as it is known, and
 //! all of them as a table at the end. A NAME on the command line measures only figures whose names
-//! contain it. `XID_BENCH_ROUNDS` is the number of rounds, at least 10 for a figure to publish.
+//! contain it. `IMAP_XID_BENCH_ROUNDS` is the number of rounds, at least 10 for a figure to publish.
 
 mod big;
 mod client;
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         .skip(1)
         .filter(|arg| !arg.starts_with('-'))
         .collect();
-    let rounds = std::env::var("XID_BENCH_ROUNDS")
+    let rounds = std::env::var("IMAP_XID_BENCH_ROUNDS")
         .ok()
         .and_then(|n| n.parse().ok());
     let mut report = Report::new(names, rounds.unwrap_or(ROUNDS));

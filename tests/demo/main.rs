@@ -268,11 +268,13 @@ fn waiting(show: &Show) {
         "UID FETCH 1:* (FLAGS)",
         "but its UID is not agreed: this waits",
     );
-    client.wait_line("* OK");
+    show.server(&client.wait_line("* OK").text());
     show.check("it waits", client.is_waiting(&tag));
     show.note("$ xidctl advance -u demo -m INBOX 1        (somewhere else, agreement is reached)");
     server.advance(USER, "INBOX", 1);
-    let after = client.wait(&tag);
+    let mut after = client.wait(&tag);
+    // Shown when it came.
+    after.lines.retain(|line| !line.starts_with("* OK"));
     show.received(&tag, &after);
     show.check(
         "the UID comes when it is final",

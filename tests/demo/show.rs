@@ -96,7 +96,8 @@ impl Show {
         self.server(&format!("{} {} {}", tag.0, reply.status, reply.text));
     }
 
-    fn server(&self, line: &str) {
+    /// A line of the server's.
+    pub fn server(&self, line: &str) {
         println!("    {}", self.paint(SERVER, &format!("S: {line}")));
     }
 

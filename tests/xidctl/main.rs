@@ -36,7 +36,7 @@ fn the_manual_page_in_the_tree_is_current() {
     );
     assert_eq!(
         committed, written,
-        "run `make man` and commit packaging/man/xidctl.1"
+        "run `make generate` and commit packaging/man/xidctl.1"
     );
 }
 
