@@ -172,6 +172,13 @@ impl Mapped {
     pub fn grow(&self, end: u64) -> Result<(), Error> {
         let size = &self.header().pool.0.size;
         let old = size.load(Ordering::Acquire);
+        let meta = self
+            .file
+            .metadata()
+            .map_err(|e| Error::io("look at", &self.path, e))?;
+        if meta.len() < old || end > old + FIRST_CHUNK {
+            return Err(self.damaged("it is not as long as it should be"));
+        }
         let new = end.max(old + (old / 8).max(STEP)).next_multiple_of(STEP);
         if new / CELL > u64::from(u32::MAX) {
             return Err(Error::TooBig(self.path.clone()));
@@ -186,7 +193,12 @@ impl Mapped {
         chunk_range(chunk_of(at)).1
     }
 
+    /// What was found cannot be: every process opens another table when it next looks.
     pub fn damaged(&self, why: &'static str) -> Error {
+        // Not where the file was cut so far that its first page is no more.
+        if self.file.metadata().is_ok_and(|meta| meta.len() >= HEADER) {
+            self.header().pool.0.broken.store(1, Ordering::Release);
+        }
         Error::Damaged {
             path: self.path.clone(),
             why,

@@ -69,6 +69,9 @@ impl<'a> Writer<'a> {
     fn allocate_unused(&self, class: usize) -> Result<u32, Error> {
         let unused = &self.pool().unused;
         let mut index = unused.load(Relaxed);
+        if u64::from(index) * CELL > self.pool().size.load(Relaxed) {
+            return Err(self.map.damaged("its end is not where it can be"));
+        }
         let boundary = Mapped::boundary_after(u64::from(index) * CELL) / CELL;
         if u64::from(index) + cells_of(class) > boundary {
             // A block does not cross from one mapping into the next: leave the rest free.

@@ -852,3 +852,76 @@ fn forgotten_watermarks_start_anew_with_all_that_the_mailbox_holds() {
     assert_eq!(uids(&again), []);
     assert_eq!(f.table.audit().unwrap(), Audit::default());
 }
+
+/// All that can be done with a table; whatever it answers.
+fn use_all(table: &Arc<Table>, store: &mut Store) -> Result<(), Error> {
+    let (mailbox, _) = table.attach(&guid(1), 7, b"another name", 12, store)?;
+    table.attach(&guid(77), 7, b"new", 3, store)?;
+    for one in table.mailboxes()? {
+        one.info()?;
+        one.pending(0)?;
+    }
+    mailbox.pending_add(&[entry(30), entry(29), entry(31)])?;
+    mailbox.pending_remove(29)?;
+    let id = mailbox.wait_begin(31)?;
+    mailbox.wait_end(id, false)?;
+    mailbox.hold(1, 1)?;
+    mailbox.release(0)?;
+    mailbox.close_gate(1, 1)?;
+    mailbox.open_gate(0)?;
+    mailbox.advance(10, store)?;
+    mailbox.promise(3, u32::MAX)?;
+    table.counts();
+    table.audit()?;
+    Ok(())
+}
+
+#[test]
+fn a_table_with_any_word_changed_gives_errors_and_never_a_crash() {
+    const FIRST_WORD: u64 = 256; // after the seal and the locks
+    let mut f = Fixture::new();
+    let mailbox = f.attach(1, 8);
+    let entries: Vec<_> = (9..40).map(entry).collect();
+    mailbox.pending_add(&entries[..20]).unwrap();
+    mailbox.wait_begin(12).unwrap();
+    f.attach(2, 3);
+    let path = f.table.path().to_owned();
+    let whole = fs::read(&path).unwrap();
+    let used = u64::from(f.table.map.header().pool.0.unused.load(Ordering::SeqCst)) * 64;
+    drop(mailbox);
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let mut damaged = 0;
+    let values = [u32::MAX, 1, 64, 70, 0x1000_0000];
+    for (at, value) in (FIRST_WORD..used).step_by(4).zip(values.iter().cycle()) {
+        let (table, opened) = open(f.dir.path());
+        assert_eq!(opened, Opened::Existing, "offset {at}");
+        file.write_all_at(&value.to_ne_bytes(), at).unwrap();
+        let table = Arc::new(table);
+        if let Err(Error::Damaged { .. }) = use_all(&table, &mut Store::default()) {
+            damaged += 1;
+            assert!(
+                !table.is_current(),
+                "offset {at}: others would go on with it"
+            );
+        }
+        drop(table);
+        file.set_len(whole.len() as u64).unwrap();
+        file.write_all_at(&whole, 0).unwrap();
+    }
+    assert!(damaged > 20, "only {damaged} changes were found");
+}
+
+#[test]
+fn a_damaged_table_is_replaced_when_it_is_next_opened() {
+    let mut f = Fixture::new();
+    let mailbox = f.attach(1, 8);
+    mailbox.pending_add(&[entry(9)]).unwrap();
+    mailbox.slot().first.store(u32::MAX, Ordering::SeqCst);
+    assert!(matches!(mailbox.pending(0), Err(Error::Damaged { .. })));
+    assert!(!f.table.is_current());
+    let (table, opened) = open(f.dir.path());
+    assert!(matches!(opened, Opened::Rebuilt(_)));
+    f.table = Arc::new(table);
+    let (mailbox, tail) = f.table.attach(&guid(1), 7, b"", 9, &mut f.store).unwrap();
+    assert_eq!((mailbox.watermark(), tail), (8, Tail::MissingAbove(8)));
+}

@@ -120,6 +120,10 @@ impl Mailbox {
         self.table
             .count_wait(now_ms().saturating_sub(id.since), timed_out);
         let writer = self.table.writer()?;
+        // It may be of a table that was replaced since.
+        if id.index >= writer.pool().unused.load(Relaxed) {
+            return Ok(());
+        }
         let wait: &WaitCell = self.table.map.block(id.index, 0)?;
         let ours = wait.tag.load(Relaxed) == WAIT_TAG
             && wait.slot.load(Relaxed) == self.index
