@@ -10,6 +10,9 @@
 #define XID_TRANSACTION_CONTEXT(obj) \
 	MODULE_CONTEXT(obj, xid_transaction_module)
 
+/* UIDs that are looked up one by one in a maildir's uidlist, at most. */
+#define XID_UID_GAP_MAX 1000
+
 /* What is known of a message that is being saved. */
 struct xid_saved_mail {
 	/* its sequence in the index transaction */
@@ -280,6 +283,27 @@ xid_append_guid(struct mailbox_transaction_context *t,
 	return saved != NULL && saved->guid != NULL ? saved->guid : "";
 }
 
+/* The index may hear only now of a file that is in the uidlist already. */
+static bool
+xid_maildir_has_more(struct xid_mailbox *xbox, struct mail_index_view *view,
+		     uint32_t uid1, uint32_t uid2)
+{
+	struct maildir_mailbox *mbox = MAILDIR_MAILBOX(xbox->box);
+	enum maildir_uidlist_rec_flag flags;
+	const char *fname;
+	uint32_t uid, seq;
+
+	if (uid2 - uid1 > XID_UID_GAP_MAX)
+		return TRUE;
+	for (uid = uid1; uid <= uid2; uid++) {
+		if (!mail_index_lookup_seq(view, uid, &seq) &&
+		    maildir_uidlist_lookup(mbox->uidlist, uid,
+					   &flags, &fname) > 0)
+			return TRUE;
+	}
+	return FALSE;
+}
+
 /* Every message before UID has an XID. Mostly a look at the header; the
    messages are looked at when there is a gap in the UIDs. */
 static bool xid_all_have_xids_before(struct xid_mailbox *xbox,
@@ -297,6 +321,10 @@ static bool xid_all_have_xids_before(struct xid_mailbox *xbox,
 					&seq, &seq2)) {
 		for (; have && seq <= seq2; seq++)
 			have = xid_record_get(xbox, view, seq, &rec);
+	}
+	if (have && xid_storage_is_maildir(xbox->box)) {
+		have = !xid_maildir_has_more(xbox, view, covered_uid + 1,
+					     uid - 1);
 	}
 	mail_index_view_close(&view);
 	return have;

@@ -14,6 +14,9 @@ use std::time::Duration;
 
 use crate::harness::*;
 
+/// No process holds a lock file for as long as this, however busy the machine.
+const STALE: Duration = Duration::from_secs(8);
+
 const BOXES: [&str; 3] = ["INBOX", "Work", "Copies"];
 
 /// One run: the server and what is known of it.
@@ -217,6 +220,34 @@ impl Load {
         self.over.store(true, Ordering::SeqCst);
     }
 
+    /// Removes lock files that a killed process left: the host itself waits for minutes before it
+    /// does, on maildir and where a log is rotated.
+    fn sweep(&self, older_than: Duration) {
+        let mut todo = vec![self.server.mail_dir("alice")];
+        while let Some(dir) = todo.pop() {
+            for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let Ok(meta) = entry.metadata() else { continue };
+                if meta.is_dir() {
+                    todo.push(entry.path());
+                } else if name.ends_with(".lock") || name.ends_with(".newlock") {
+                    let age = meta.modified().ok().and_then(|at| at.elapsed().ok());
+                    if age.is_some_and(|age| age >= older_than) {
+                        let _ = std::fs::remove_file(entry.path());
+                    }
+                }
+            }
+        }
+    }
+
+    /// [`Load::sweep`] now and then, until the run is over and the others have ended.
+    fn janitor(&self, others: &AtomicUsize) {
+        while self.running() || others.load(Ordering::SeqCst) > 0 {
+            self.sweep(STALE);
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+
     fn watch(&self) {
         self.keep_on(|client| {
             for mailbox in BOXES {
@@ -235,6 +266,10 @@ impl Load {
         }
         let validity = selected.untagged_code("UIDVALIDITY").expect("UIDVALIDITY");
         let reply = client.try_cmd("FETCH 1:* (UID XID X-GUID)")?;
+        if reply.text.contains("[EXPUNGEISSUED]") {
+            // The index was rebuilt under the session, which cannot read the messages any more.
+            return Ok(Vec::new());
+        }
         let mut messages = Vec::new();
         for fetch in reply.fetches() {
             // A line about flags alone has no UID.
@@ -263,6 +298,13 @@ impl Load {
 
     /// All acknowledged messages are there, and each has the XID it always had.
     fn judge(&self) {
+        // Nobody writes any more.
+        self.sweep(Duration::ZERO);
+        if self.format == Format::Mdbox {
+            // It notices what is broken when it reads a message, and then ends the session.
+            self.server
+                .doveadm_ok(&["force-resync", "-u", "alice", "*"]);
+        }
         let mut client = self.client().expect("nobody kills any more");
         for mailbox in BOXES {
             let messages = self
@@ -352,17 +394,32 @@ fn ends_well(child: &mut Child) -> bool {
     child.wait().is_ok_and(|status| status.success())
 }
 
+/// Counts a worker off, also when it panics.
+struct Done<'a>(&'a AtomicUsize);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 fn kill_under_load(format: Format) {
     let target = 80 * crate::scale();
     let load = Load::new(format);
     let seed = seed("KILL_SEED", 20051123);
+    let others = AtomicUsize::new(6);
+    let until_over = |work: &dyn Fn()| {
+        let _done = Done(&others);
+        work();
+    };
     std::thread::scope(|scope| {
-        scope.spawn(|| load.append("INBOX"));
-        scope.spawn(|| load.append("Work"));
-        scope.spawn(|| load.deliver());
-        scope.spawn(|| load.copy_and_move(Random::new(seed + 1)));
-        scope.spawn(|| load.doveadm(Random::new(seed + 2)));
-        scope.spawn(|| load.watch());
+        scope.spawn(|| until_over(&|| load.append("INBOX")));
+        scope.spawn(|| until_over(&|| load.append("Work")));
+        scope.spawn(|| until_over(&|| load.deliver()));
+        scope.spawn(|| until_over(&|| load.copy_and_move(Random::new(seed + 1))));
+        scope.spawn(|| until_over(&|| load.doveadm(Random::new(seed + 2))));
+        scope.spawn(|| until_over(&|| load.watch()));
+        scope.spawn(|| load.janitor(&others));
         load.kill(target, Random::new(seed));
     });
     load.judge();

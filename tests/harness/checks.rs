@@ -54,7 +54,7 @@ pub fn check_messages(what: &str, messages: &[Message]) {
         if let Some((before, uid)) = last.insert(namespace.to_owned(), (number, message.uid)) {
             assert!(
                 number > before,
-                "{what}: UID {} has {xid} after UID {uid} had {namespace}-{before}",
+                "{what}: UID {} has {xid} after UID {uid} had {namespace}-{before}: {messages:#?}",
                 message.uid
             );
         }
