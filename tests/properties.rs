@@ -442,6 +442,15 @@ fn mailbox() -> Mailbox {
     Mailbox::new([3; 16], "INBOX", UIDVALIDITY)
 }
 
+/// How many histories are tried; each takes some 50 ms.
+fn histories() -> u32 {
+    if std::env::var_os("IMAP_XID_SOAK").is_some() {
+        3000
+    } else {
+        96
+    }
+}
+
 /// What a client keeps: the XIDs it has, and the state it will send.
 #[derive(Default)]
 struct Client {
@@ -473,7 +482,7 @@ impl Client {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::with_cases(histories()))]
 
     /// Numbers of one node arrive in order here, so that a client's own maxima miss nothing
     /// either (spec part 4 says when they may).

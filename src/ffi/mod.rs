@@ -1,6 +1,6 @@
 //! What C sees: one file per group of functions, one boundary.
 //!
-//! Every exported function is one call of [`boundary::boundary`] or [`boundary::status`], which
+//! Every exported function is one call of `boundary::boundary` or `boundary::status`, which
 //! goes through it: no panic crosses into the host. `tests/c-abi` lists the symbols of the
 //! built library and fails when one of them does not. The C header is generated from these files
 //! (`IMAP_XID_BLESS=1 cargo test --test header` writes it), so their docstrings speak to C
