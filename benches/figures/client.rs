@@ -75,6 +75,26 @@ impl Client {
         self.ok_with(&command)
     }
 
+    /// Sends a command whose answer is read later.
+    pub fn send(&mut self, command: &str) {
+        self.tags += 1;
+        let line = format!("t{} {command}\r\n", self.tags);
+        self.stream
+            .write_all(line.as_bytes())
+            .expect("the connection holds");
+    }
+
+    /// Reads the whole answer to what was sent last.
+    ///
+    /// # Panics
+    /// When it is not OK.
+    pub fn finish(&mut self) {
+        let tag = format!("t{} ", self.tags);
+        self.read_until(&tag);
+        let last = String::from_utf8_lossy(self.last_line()).into_owned();
+        assert!(last.starts_with(&format!("{tag}OK")), "{last}");
+    }
+
     fn ok_with(&mut self, command: &[u8]) -> f64 {
         self.tags += 1;
         let tag = format!("t{}", self.tags);

@@ -4,6 +4,8 @@
 //! all of them as a table at the end. A NAME on the command line measures only figures whose names
 //! contain it. `IMAP_XID_BENCH_ROUNDS` is the number of rounds, at least 10 for a figure to publish.
 
+#[path = "../../tests/wire/assign.rs"]
+mod assign;
 mod big;
 mod client;
 #[path = "../../tests/harness/mod.rs"]
@@ -12,6 +14,7 @@ mod process;
 mod report;
 mod rounds;
 mod save;
+mod waiting;
 
 use std::process::ExitCode;
 
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
     let mut report = Report::new(names, rounds.unwrap_or(ROUNDS));
     process::measure(&mut report);
     save::measure(&mut report);
+    waiting::measure(&mut report);
     big::measure(&mut report);
     report.print_table();
     ExitCode::SUCCESS

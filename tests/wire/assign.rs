@@ -1,5 +1,8 @@
 //! An assigner in the test's own process: moves watermarks through the C ABI, as any program may.
 
+// The benches take this file in too, and need a part of it.
+#![allow(dead_code)]
+
 use std::ffi::{CStr, CString};
 use std::os::unix::ffi::OsStrExt;
 

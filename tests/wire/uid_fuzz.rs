@@ -130,6 +130,10 @@ impl Fuzz<'_> {
     }
 
     fn keys(&mut self, session: &Session) -> String {
+        if session.exists == 0 {
+            // Stock Dovecot panics at a THREAD of sequences in an empty mailbox.
+            return "ALL".into();
+        }
         let uids = self.uid_set(session);
         let seqs = self.seq_set(session);
         match self.random.below(12) {

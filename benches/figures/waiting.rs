@@ -1,0 +1,180 @@
+//! What it costs that UIDs wait: those who wait, and those who do not.
+
+use std::time::{Duration, Instant};
+
+use crate::assign::{Assigner, guid, inbox_state};
+use crate::client::Client;
+use crate::harness::{Dovecot, Setup, message, message_of, until};
+use crate::report::{Report, time};
+use crate::rounds::{alternate, quantile};
+
+/// Messages that wait while others work.
+const PENDING: usize = 1000;
+/// APPENDs of one round.
+const APPENDS: usize = 100;
+/// UID FETCHes of one round.
+const FETCHES: usize = 20;
+/// Advances that one client waits for, one after the other.
+const ADVANCES: u32 = 300;
+/// Clients that wait at once.
+const CLIENTS: usize = 1000;
+/// For how long they are watched.
+const WATCHED: Duration = Duration::from_secs(10);
+const USER: &str = "alice";
+
+pub fn measure(report: &mut Report) {
+    if report.wants(&["append_1000_pending", "uid_fetch_below_1000_pending"]) {
+        beside_pending(report);
+    }
+    if report.wants(&["advance_to_answer_median", "advance_to_answer_99"]) {
+        advances(report);
+    }
+    if report.wants(&["waiting_1000_clients_cpu", "waiting_1000_clients_released"]) {
+        many_clients(report);
+    }
+}
+
+fn table() -> Setup {
+    Dovecot::setup()
+        .xid("xid_uid_source", "table")
+        .xid("xid_uid_wait", "100s")
+        .xid("xid_keepalive", "0")
+}
+
+/// A mailbox of twice as many messages as wait, of which the second half does.
+fn filled(setup: Setup, waiting: bool) -> Dovecot {
+    let server = setup.start();
+    let mut client = Client::login(server.imap_addr(), USER);
+    for n in 0..2 * PENDING {
+        client.append("INBOX", &message(n));
+        if waiting && n + 1 == PENDING {
+            let guid = guid(&server, USER, "INBOX");
+            Assigner::open(&server, USER).advance(&guid, PENDING as u32);
+        }
+    }
+    server
+}
+
+fn beside_pending(report: &mut Report) {
+    let stock = filled(Dovecot::setup().plugin(false), false);
+    let ours = filled(table(), true);
+    let mut compare = |name: &'static str, at_most: f64, measured: fn(&Dovecot) -> f64| {
+        if report.wants(&[name]) {
+            let spread = alternate(report.rounds, || measured(&stock), || measured(&ours));
+            report.add_ratio(name, &spread, at_most);
+        }
+    };
+    // First what does not change the mailbox.
+    compare("uid_fetch_below_1000_pending", 1.02, fetches);
+    compare("append_1000_pending", 1.05, appends);
+}
+
+/// Seconds per APPEND.
+fn appends(server: &Dovecot) -> f64 {
+    let mut client = Client::timed(server, USER);
+    let message = message_of(1, 4000);
+    let times = (0..APPENDS).map(|_| client.append("INBOX", &message));
+    times.sum::<f64>() / APPENDS as f64
+}
+
+/// Seconds per UID FETCH of what is stable.
+fn fetches(server: &Dovecot) -> f64 {
+    let mut client = Client::timed(server, USER);
+    client.ok("SELECT INBOX");
+    let command = format!("UID FETCH 1:{PENDING} (FLAGS)");
+    (0..FETCHES).map(|_| client.ok(&command)).sum::<f64>() / FETCHES as f64
+}
+
+/// From the call that advances to the whole answer at the client: the watermark is written to
+/// disk between them.
+fn advances(report: &mut Report) {
+    let server = table().start();
+    let mut writer = Client::login(server.imap_addr(), USER);
+    writer.append("INBOX", &message(0));
+    let assigner = Assigner::open(&server, USER);
+    let guid = guid(&server, USER, "INBOX");
+    assigner.advance(&guid, 1);
+    let mut client = Client::login(server.imap_addr(), USER);
+    client.ok("SELECT INBOX");
+
+    let (mut whole, mut woken) = (Vec::new(), Vec::new());
+    for uid in 2..=ADVANCES {
+        writer.append("INBOX", &message(1));
+        client.ok("NOOP");
+        client.send(&format!("UID FETCH {uid} (FLAGS)"));
+        until("the client waits", || assigner.state(&guid).waiters == 1);
+        let start = Instant::now();
+        assigner.advance(&guid, uid);
+        let durable = start.elapsed().as_secs_f64();
+        client.finish();
+        whole.push(start.elapsed().as_secs_f64());
+        woken.push(whole[whole.len() - 1] - durable);
+    }
+    let detail = format!("{} after the advance returned", time(quantile(&woken, 0.5)));
+    report.add(
+        "advance_to_answer_median",
+        1e3 * quantile(&whole, 0.5),
+        "ms",
+        1.0,
+        detail,
+    );
+    let detail = format!(
+        "{} after the advance returned, {ADVANCES} advances",
+        time(quantile(&woken, 0.99))
+    );
+    report.add(
+        "advance_to_answer_99",
+        1e3 * quantile(&whole, 0.99),
+        "ms",
+        5.0,
+        detail,
+    );
+}
+
+fn many_clients(report: &mut Report) {
+    let conf = "service imap {\n client_limit = 250\n service_count = 0\n process_limit = 8\n}
+mail_max_userip_connections = 0\n";
+    let server = table().conf(conf).start();
+    server.append(USER, "INBOX", &message(1));
+    let mut clients: Vec<Client> = (0..CLIENTS)
+        .map(|_| {
+            let mut client = Client::login(server.imap_addr(), USER);
+            client.ok("SELECT INBOX");
+            client.send("UID FETCH 1:* (FLAGS)");
+            client
+        })
+        .collect();
+    until("all of them wait", || {
+        inbox_state(&server).waiters as usize == CLIENTS
+    });
+
+    let pids = server.pids("imap");
+    let before: f64 = pids.iter().map(|pid| processor_seconds(*pid)).sum();
+    std::thread::sleep(WATCHED);
+    let after: f64 = pids.iter().map(|pid| processor_seconds(*pid)).sum();
+    let share = 100.0 * (after - before) / WATCHED.as_secs_f64();
+    let detail = format!("{} processes, watched for {WATCHED:?}", pids.len());
+    report.add(
+        "waiting_1000_clients_cpu",
+        share,
+        "% of a core",
+        1.0,
+        detail,
+    );
+
+    let guid = guid(&server, USER, "INBOX");
+    let assigner = Assigner::open(&server, USER);
+    let start = Instant::now();
+    assigner.advance(&guid, 1);
+    clients.iter_mut().for_each(Client::finish);
+    let released = start.elapsed().as_secs_f64();
+    let detail = "from the advance to the last answer".into();
+    report.add("waiting_1000_clients_released", released, "s", 1.0, detail);
+}
+
+/// Processor time that a process has used.
+fn processor_seconds(pid: u32) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).expect("it lives");
+    let nanoseconds = text.split(' ').next().and_then(|n| n.parse::<f64>().ok());
+    nanoseconds.expect("schedstat has a number") / 1e9
+}
