@@ -67,6 +67,9 @@ static void xid_gate_wait(struct xid_wait_mailbox *wbox)
 
 	if (core == NULL || imap_xid_box_gate(core) <= 0)
 		return;
+	/* replication: what the gate was closed for */
+	if (box->storage->user->dsyncing)
+		return;
 	event = xid_wait_event_begin(box->event, mailbox_get_vname(box), 0);
 	ret = imap_xid_box_gate_wait(core,
 				     wbox->xbox->xuser->set.uid_wait_msecs);

@@ -121,7 +121,7 @@ static int xid_leak_get_status(struct mailbox *box,
 		return 0;
 
 	watermark = I_MIN(xid_wait_watermark(wbox), xid_leak_frozen);
-	if (!box->opened && watermark == 0) {
+	if (!box->opened && !xbox->disabled && watermark == 0) {
 		/* the status came from elsewhere, and the mailbox's own
 		   index cannot be opened (the error is set) */
 		return -1;
@@ -785,7 +785,9 @@ static int xid_fetch_uid(struct imap_fetch_context *ctx, struct mail *mail,
 
 		if (wbox != NULL && !wbox->xbox->xuser->set.uids)
 			return 1;
-		if (wbox != NULL && mail->uid > xid_wait_watermark(wbox)) {
+		/* it never goes down: mostly the one seen last will do */
+		if (wbox != NULL && mail->uid > wbox->last_watermark &&
+		    mail->uid > xid_wait_watermark(wbox)) {
 			e_error(mail->box->event, "xid: FETCH left a UID out "
 				"that is not agreed yet: please report this");
 			return 1;

@@ -200,7 +200,7 @@ imap_xid_box *xid_wait_attach(struct xid_wait_mailbox *wbox)
 	int ret;
 
 	if (wbox->xbox->xuser->set.uid_source == XID_UID_SOURCE_LOCAL ||
-	    !box->opened || box->view == NULL)
+	    wbox->xbox->disabled || !box->opened || box->view == NULL)
 		return NULL;
 	core = xid_box_open(wbox->xbox);
 	if (core == NULL || core == xid_wait_attached(wbox))
@@ -230,7 +230,9 @@ uint32_t xid_wait_watermark(struct xid_wait_mailbox *wbox)
 	imap_xid_box *core = xid_wait_attached(wbox);
 	uint32_t watermark;
 
-	if (wbox->xbox->xuser->set.uid_source == XID_UID_SOURCE_LOCAL)
+	/* with an index in memory only there is no second session either */
+	if (wbox->xbox->xuser->set.uid_source == XID_UID_SOURCE_LOCAL ||
+	    wbox->xbox->disabled)
 		return (uint32_t)-1;
 	if (core == NULL) {
 		if (!box->opened && mailbox_open(box) < 0)

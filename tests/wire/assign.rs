@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use imap_xid::ffi::{
     imap_xid_last_error, imap_xid_table, imap_xid_table_advance, imap_xid_table_box,
-    imap_xid_table_close, imap_xid_table_find, imap_xid_table_open,
+    imap_xid_table_close, imap_xid_table_find, imap_xid_table_gate, imap_xid_table_open,
 };
 
 use crate::harness::*;
@@ -33,6 +33,13 @@ impl Assigner {
         // SAFETY: the table is open until drop; a GUID has 16 octets.
         let ret = unsafe { imap_xid_table_advance(self.table, guid.as_ptr(), uid) };
         assert!(ret >= 0, "advance to {uid}: {}", last_error());
+    }
+
+    /// Closes the mailbox's gate for so many milliseconds; 0 opens it.
+    pub fn gate(&self, guid: &[u8; 16], lease_ms: u64) {
+        // SAFETY: the table is open, a GUID has 16 octets.
+        let ret = unsafe { imap_xid_table_gate(self.table, guid.as_ptr(), lease_ms) };
+        assert!(ret >= 0, "gate: {}", last_error());
     }
 
     /// What the table knows of a mailbox.

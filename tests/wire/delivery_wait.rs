@@ -1,6 +1,6 @@
 //! Spec part 6: deliveries wait for the new message's UID before they acknowledge.
 
-use crate::assign::advance;
+use crate::assign::{Assigner, advance, guid};
 use crate::harness::*;
 
 fn table() -> Setup {
@@ -129,4 +129,30 @@ fn with_local_uids_a_delivery_is_acknowledged_at_once() {
     let server = Dovecot::setup().xid("xid_delivery_wait", "100s").start();
     server.deliver("alice", &message(1));
     server.deliver("alice", &message(2));
+}
+
+#[test]
+fn commits_wait_while_the_gate_is_closed_and_go_on_when_it_opens() {
+    for format in Format::ALL {
+        let server = table().format(format).start();
+        server.append("alice", "INBOX", &message(1));
+        let assigner = Assigner::open(&server, "alice");
+        let guid = guid(&server, "alice", "INBOX");
+        assigner.gate(&guid, 100_000);
+        let mut client = server.imap("alice");
+        let tag = client
+            .start_append("INBOX", &message(2))
+            .expect("a connection");
+        // Reading goes on, and so does another mailbox.
+        let mut other = server.imap_in("alice", "INBOX");
+        other.ok("CREATE Other");
+        other.append("Other", &message(3));
+        assert_eq!(other.ok("NOOP").exists(), None, "{format:?}");
+        assert!(client.is_waiting(&tag));
+        assigner.gate(&guid, 0);
+        assert!(client.wait(&tag).is_ok());
+        // A holder that died opens it by its lease.
+        assigner.gate(&guid, 200);
+        client.append("INBOX", &message(4));
+    }
 }

@@ -602,3 +602,18 @@ fn appends_never_wait_however_many_uids_are_pending() {
     advance(&server, "alice", "INBOX", 300);
     assert_eq!(uids(&client.ok("UID FETCH 1:* (FLAGS)")).len(), 300);
 }
+
+#[test]
+fn a_mailbox_whose_index_is_in_memory_has_nobody_to_agree_with() {
+    let server = table()
+        .format(Format::Maildir)
+        .location(":INDEX=MEMORY")
+        .start();
+    server.allow_log("index is in memory");
+    server.note_watermark("alice", "INBOX", 100);
+    let mut client = server.imap("alice");
+    client.append("INBOX", &message(1));
+    let next = client.ok("SELECT INBOX").untagged_code("UIDNEXT");
+    assert_eq!(next.as_deref(), Some("2"));
+    assert_eq!(uids(&client.ok("UID FETCH 1:* (FLAGS)")), [1]);
+}
