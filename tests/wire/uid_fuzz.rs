@@ -126,7 +126,7 @@ impl Fuzz<'_> {
             "FAST",
             "(MODSEQ FLAGS)",
         ];
-        *self.random.pick::<&'static str>(&ITEMS)
+        self.random.pick::<&'static str>(&ITEMS)
     }
 
     /// Stock Dovecot panics at a THREAD and at an UPDATE of sequences in an empty mailbox: then
@@ -259,7 +259,7 @@ impl Fuzz<'_> {
 
     /// Raises the watermark of a random mailbox.
     fn advance(&mut self, all: bool) {
-        for at in 0..BOXES.len() {
+        for (at, mailbox) in BOXES.iter().enumerate() {
             if !all && self.random.chance(2) {
                 continue;
             }
@@ -272,7 +272,7 @@ impl Fuzz<'_> {
                 true => state.last_uid,
                 false => state.watermark + self.number(room),
             };
-            self.server.note_watermark("alice", BOXES[at], uid);
+            self.server.note_watermark("alice", mailbox, uid);
             self.assigner.advance(&self.guids[at], uid);
         }
     }

@@ -466,7 +466,7 @@ fn a_fetch_that_fails_half_way_names_no_uid_that_is_not_stable() {
         .mail_dir("alice")
         .join("mailboxes/INBOX/dbox-Mails/u.2");
     assert!(file.exists(), "{}", file.display());
-    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0))
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o000))
         .expect("a file");
     for command in [
         "FETCH 2 (BODY[])",
