@@ -504,7 +504,7 @@ bool cmd_xhxid(struct client_command_context *cmd)
 		client_send_command_error(cmd, "Unknown command.");
 		return TRUE;
 	}
-	if (!client_read_args(cmd, 0, 0, &args))
+	if (!xhxid_read_args(cmd, &args))
 		return FALSE;
 	if (!client_verify_open_mailbox(cmd))
 		return TRUE;
@@ -518,6 +518,10 @@ bool cmd_xhxid(struct client_command_context *cmd)
 	if (!xhxid_find_prefix(&args[0], &i))
 		return cmd_xhxid_state(cmd, xbox, args);
 
+	if (!xhxid_args_are_few(args)) {
+		client_send_command_error(cmd, XHXID_ARGS_MANY);
+		return TRUE;
+	}
 	xid_command_get(cmd)->prefix = TRUE;
 	cmd->name = p_strconcat(cmd->pool, "XHXID ",
 				xhxid_prefixes[i].name, NULL);

@@ -2,14 +2,8 @@
    registration. */
 #include "xid-imap.h"
 #include "array.h"
-#include "istream.h"
 #include "ostream.h"
 #include "str-sanitize.h"
-
-/* A set of 10,000 of the longest XIDs must fit into one command line; the
-   host's default (imap_max_line_length, 64 kB) has room for 5,000 short
-   ones. */
-#define XID_MIN_LINE_LENGTH (1024*1024)
 
 static MODULE_CONTEXT_DEFINE_INIT(xid_command_module, &imap_module_register);
 
@@ -149,6 +143,7 @@ static void imap_matches_send(struct client_command_context *cmd,
 
 static void xid_command_pre(struct client_command_context *cmd)
 {
+	xhxid_args_check_parser(cmd);
 	xid_current_command = cmd;
 }
 
@@ -163,6 +158,7 @@ static void xid_command_post(struct client_command_context *cmd)
 			xhxid_adjust_sync(cmd);
 		if (xcmd->want_matches)
 			imap_matches_send(cmd, xcmd);
+		xhxid_args_done(cmd);
 	}
 	xid_current_command = NULL;
 }
@@ -171,24 +167,12 @@ static void xid_command_post(struct client_command_context *cmd)
  * Sessions
  */
 
-static void xid_client_raise_line_length(struct client *client)
-{
-	struct imap_settings *set;
-
-	if (client->set->imap_max_line_length >= XID_MIN_LINE_LENGTH)
-		return;
-	set = p_memdup(client->pool, client->set, sizeof(*set));
-	set->imap_max_line_length = XID_MIN_LINE_LENGTH;
-	client->set = set;
-	i_stream_set_max_buffer_size(client->input, XID_MIN_LINE_LENGTH);
-}
-
 static void xid_client_created(struct client **client)
 {
 	struct xid_user *xuser = xid_user_get((*client)->user);
 
 	if (xuser != NULL) {
-		xid_client_raise_line_length(*client);
+		xhxid_args_client_created(*client);
 		if (xuser->set.capability != NULL)
 			client_add_capability(*client, xuser->set.capability);
 	}

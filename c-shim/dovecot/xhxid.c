@@ -228,6 +228,7 @@ bool cmd_xhxid_state(struct client_command_context *cmd,
 		imap_xid_state_free(state);
 		return TRUE;
 	}
+	xhxid_args_done(cmd);
 	ctx = i_new(struct xhxid_context, 1);
 	ctx->cmd = cmd;
 	ctx->xbox = xbox;

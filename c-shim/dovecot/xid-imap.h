@@ -8,6 +8,7 @@
      fetch.c         the FETCH item XID
      search.c        the search key XID (in every process)
      commands.c      XHXID: which form it is; FETCH, STORE, COPY, MOVE, EXPUNGE
+     xhxid-args.c    its arguments, which may be long
      xhxid.c         XHXID with a known state
      xhxid-search.c  XHXID SEARCH and SORT
      xhxid-thread.c  XHXID THREAD
@@ -28,10 +29,10 @@
    by lmtp and others, where they must not be missed. */
 #undef imap_fetch_add_handler
 #pragma weak client_add_capability
+#pragma weak client_args_finished
 #pragma weak client_get_keyword_names
 #pragma weak client_handle_search_save_ambiguity
 #pragma weak client_has_enabled
-#pragma weak client_read_args
 #pragma weak client_send_box_error
 #pragma weak client_send_command_error
 #pragma weak client_send_internal_error
@@ -88,6 +89,11 @@ struct xid_command {
 	/* the bare search key XID: UIDs of the matches */
 	ARRAY_TYPE(seq_range) matches;
 
+	/* xhxid-args.c: arguments are being read, by our own parser, and
+	   were noted for the log */
+	bool reading:1;
+	bool has_parser:1;
+	bool args_noted:1;
 	/* XHXID with another command behind it */
 	bool prefix:1;
 	/* XHXID with a state: its own sync is running */
@@ -128,6 +134,23 @@ xid_fetch_matches_begin(struct client_command_context *cmd,
 bool cmd_xhxid(struct client_command_context *cmd);
 /* The command reached its sync: what XHXID differs in there. */
 void xhxid_adjust_sync(struct client_command_context *cmd);
+
+/* xhxid-args.c */
+/* Read all arguments. Returns FALSE if there are more to come, or after
+   BAD. */
+bool xhxid_read_args(struct client_command_context *cmd,
+		     const struct imap_arg **args_r);
+/* Are they few, and shallow, as all but a state must be? What the host does
+   with them is recursive. */
+bool xhxid_args_are_few(const struct imap_arg *args);
+#define XHXID_ARGS_MANY \
+	"Too many arguments, or lists too deep in lists: " \
+	"expected one set of XIDs and few others"
+/* The arguments are not needed any more: they are gone after this. */
+void xhxid_args_done(struct client_command_context *cmd);
+/* A command is about to be executed: not with the parser of XHXID. */
+void xhxid_args_check_parser(struct client_command_context *cmd);
+void xhxid_args_client_created(struct client *client);
 
 /* xhxid.c */
 bool cmd_xhxid_state(struct client_command_context *cmd,

@@ -165,6 +165,61 @@ fn a_line_that_is_too_long_is_refused_and_the_session_goes_on() {
     assert_eq!(all_xids(&mut other), x);
 }
 
+#[test]
+fn what_is_nested_too_deeply_is_refused() {
+    let (_server, mut client, x) = filled(Dovecot::setup(), 2);
+    let deep = 250_000;
+    let lists = format!("{}ALL{}", "(".repeat(deep), ")".repeat(deep));
+    for nested in [
+        format!("XHXID SEARCH {lists}"),
+        format!("XHXID SEARCH {}ALL", "NOT ".repeat(deep)),
+        format!("XHXID SEARCH {}ALL", "FUZZY ".repeat(deep / 2)),
+        format!("XHXID SORT (DATE) UTF-8 {}ALL", "OR ALL ".repeat(deep / 2)),
+        format!("XHXID FETCH {} {lists}", x[0]),
+        format!("XHXID STORE {} +FLAGS {lists}", x[0]),
+        format!("XHXID {lists}"),
+    ] {
+        let reply = client.bad(&nested);
+        assert!(reply.text.contains("xpected"), "{}", reply.text);
+        client.ok("NOOP");
+    }
+    // What a person may write is fine.
+    let some = format!("{}ALL{}", "(".repeat(50), ")".repeat(50));
+    assert_eq!(client.ok(&format!("XHXID SEARCH {some}")).search(), x);
+    let not = "NOT ".repeat(16_000);
+    assert_eq!(client.ok(&format!("XHXID SEARCH {not}ALL")).search(), x);
+    let many = "OR XID nobody-1 ".repeat(1000);
+    assert_eq!(client.ok(&format!("XHXID SEARCH {many}ALL")).search(), x);
+}
+
+#[test]
+fn other_commands_keep_the_hosts_limit_before_and_after() {
+    let (_server, mut client, x) = filled(Dovecot::setup(), 2);
+    let keys = "NOT ".repeat(100_000);
+    for _ in 0..2 {
+        let reply = client.bad(&format!("SEARCH {keys}ALL"));
+        assert!(reply.text.contains("too large"), "{}", reply.text);
+        client.ok("NOOP");
+        let set = format!("{}{}", "nobody-1,".repeat(20_000), x[1]);
+        assert_eq!(
+            client.ok(&format!("XHXID SEARCH XID {set}")).search(),
+            x[1..]
+        );
+        client.bad(&format!("XHXID FETCH {set},0 FLAGS"));
+    }
+    // Of several that are sent at once, each has its own.
+    let set = format!("{}{}", "nobody-1,".repeat(20_000), x[0]);
+    let tags = [
+        client.send(&format!("XHXID SEARCH XID {set}")),
+        client.send(&format!("XHXID FETCH {set} FLAGS")),
+        client.send(&format!("SEARCH {keys}ALL")),
+        client.send(&format!("XHXID SEARCH XID {set}")),
+        client.send("NOOP"),
+    ];
+    let status: Vec<String> = tags.iter().map(|tag| client.wait(tag).status).collect();
+    assert_eq!(status, ["OK", "OK", "BAD", "OK", "OK"]);
+}
+
 const WORDS: &[&str] = &[
     "XHXID",
     "FETCH",
