@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::hint::black_box;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use imap_xid::ffi::{
     imap_xid_root_options, imap_xid_uidset_reach,
 };
 use imap_xid::registry::Registry;
-use imap_xid::table::{Entry, Guid, Mailbox, Table, Watermarks};
+use imap_xid::table::{Entry, Guid, Mailbox, Table, Waited, Waiter, Watermarks};
 
 /// Processes that contend.
 const PROCESSES: usize = 8;
@@ -158,6 +159,126 @@ fn report_contention() {
     }
 }
 
+/// Processes that wait for one advance.
+const WAITERS: usize = 1000;
+
+/// Advances that one process waits for, one after another.
+const WAKES: u32 = 300;
+
+/// Longer than anything here takes.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Nanoseconds of a clock that all processes share.
+fn clock() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: room for the time.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Waits for a UID, asleep in the kernel or in an event loop, and gives the time it woke at.
+fn wait_for(mailbox: &Mailbox, uid: u32, in_loop: bool) -> u64 {
+    if !in_loop {
+        let waited = mailbox.wait(uid, LIMIT).expect("a wait");
+        assert_eq!(waited, Waited::Done);
+        return clock();
+    }
+    let waiter = Waiter::open(mailbox.table()).expect("a FIFO");
+    let id = mailbox.wait_begin(uid).expect("room");
+    while mailbox.watermark() < uid {
+        let fd = waiter.fd().as_raw_fd();
+        let mut poll = libc::pollfd {
+            fd,
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one valid entry.
+        let ready = unsafe { libc::poll(&mut poll, 1, LIMIT.as_millis() as i32) };
+        assert_eq!(ready, 1, "no byte came");
+        waiter.drain();
+    }
+    let woken = clock();
+    mailbox.wait_end(id, false).expect("its end");
+    woken
+}
+
+/// Forks processes that wait for each of the UIDs up to `last_uid`, advances when all wait, and
+/// gives the nanoseconds from each advance until each process was awake.
+fn wakes(processes: usize, last_uid: u32, in_loop: bool) -> Vec<u64> {
+    let dir = tempfile::tempdir().expect("a folder");
+    let table = Arc::new(Table::open(dir.path()).expect("the table").0);
+    let attached = table.attach(&guid(0, 0), 1, b"", 0, &mut NoStore);
+    let mailbox = attached.expect("a slot").0;
+    mailbox.filled(last_uid).expect("a UID");
+    let children: Vec<libc::pid_t> = (0..processes)
+        // SAFETY: this program has one thread; the child exits without destructors.
+        .map(|process| match unsafe { libc::fork() } {
+            0 => {
+                let woken: Vec<u8> = (1..=last_uid)
+                    .flat_map(|uid| wait_for(&mailbox, uid, in_loop).to_ne_bytes())
+                    .collect();
+                fs::write(dir.path().join(format!("woken{process}")), woken).expect("a file");
+                // SAFETY: ends the child.
+                unsafe { libc::_exit(0) }
+            }
+            pid => pid,
+        })
+        .collect();
+    let mut advanced = Vec::new();
+    for uid in 1..=last_uid {
+        while mailbox.info().expect("a mailbox").waiters < processes as u32 {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        // Announced is not asleep yet.
+        std::thread::sleep(Duration::from_millis(1));
+        advanced.push(clock());
+        mailbox.advance(uid, &mut NoStore).expect("an advance");
+    }
+    for pid in children {
+        let mut status = 1;
+        // SAFETY: our own child, room for its status.
+        unsafe { libc::waitpid(pid, &mut status, 0) };
+        assert_eq!(status, 0, "a process failed");
+    }
+    let mut times: Vec<u64> = (0..processes)
+        .flat_map(|process| {
+            let woken = fs::read(dir.path().join(format!("woken{process}"))).expect("its times");
+            let woken = woken.chunks_exact(8).map(|bytes| {
+                let mut word = [0; 8];
+                word.copy_from_slice(bytes);
+                u64::from_ne_bytes(word)
+            });
+            woken
+                .zip(&advanced)
+                .map(|(woken, advanced)| woken - advanced)
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    times.sort_unstable();
+    times
+}
+
+fn report_wakes() {
+    for (way, in_loop) in [("sleeper", false), ("event-loop", true)] {
+        let one = wakes(1, WAKES, in_loop);
+        let at = |times: &[u64], share: f64| times[(times.len() as f64 * share) as usize] as f64;
+        println!("table-wake-{way}-median {:.1} us", at(&one, 0.5) / 1e3);
+        println!("table-wake-{way}-p99 {:.1} us", at(&one, 0.99) / 1e3);
+        let all = wakes(WAITERS, 1, in_loop);
+        println!(
+            "table-wake-{WAITERS}-{way}s-median {:.2} ms",
+            at(&all, 0.5) / 1e6
+        );
+        println!(
+            "table-wake-{WAITERS}-{way}s-last {:.2} ms",
+            at(&all, 0.9999) / 1e6
+        );
+    }
+}
+
 /// A mailbox as C has it.
 struct CBox {
     root: *mut imap_xid_root,
@@ -252,6 +373,7 @@ fn durable_advance(criterion: &mut Criterion) {
 fn main() {
     // Before criterion, which has threads: the processes are forked.
     report_contention();
+    report_wakes();
     let mut criterion = Criterion::default()
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(2))

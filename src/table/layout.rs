@@ -184,7 +184,8 @@ pub(super) struct PendingCell {
     pub since: AtomicU64,
 }
 
-/// A wait that is under way: who waits, since when, for which UID. Written under the lock.
+/// A wait that is under way: who waits, since when, for which UID. Written under the lock; who
+/// waits reads his own without it, to see whether it was ended.
 #[repr(C)]
 pub(super) struct WaitCell {
     pub next: AtomicU32,

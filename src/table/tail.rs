@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use super::layout::{PendingCell, Slot};
 use super::mailbox::{Guid, Mailbox, Tail, Watermarks, guid_of, has_watermark, tail_of, wake_all};
 use super::pool::{Writer, add, class_for};
-use super::wait::now_ms;
+use super::wait::{futex_wake, now_ms};
 use super::{Error, Table};
 
 /// The longest message GUID that is stored.
@@ -72,8 +72,12 @@ impl Mailbox {
         entries
             .iter()
             .try_for_each(|entry| writer.add_pending(slot, entry))?;
-        // Within the lock, so that who is killed before this leaves it to the repair.
-        wake_all(&self.table.map.header().commits.0);
+        let commits = &self.table.map.header().commits.0;
+        let sleepers = commits.changed();
+        drop(writer);
+        if sleepers {
+            futex_wake(commits.futex());
+        }
         Ok(tail_of(slot, slot.last_uid.load(Relaxed)))
     }
 
@@ -157,14 +161,14 @@ impl Mailbox {
     /// The second half of an advance that [`Mailbox::check_advance`] allowed and that was made
     /// durable since.
     pub fn publish(&self, uid: u32, uidvalidity: u32) -> Result<Advanced, Error> {
-        let advanced = self.publish_locked(uid, uidvalidity)?;
+        let advanced = self.publish_silently(uid, uidvalidity)?;
         if matches!(advanced, Advanced::From(_)) {
             self.table.ring();
         }
         Ok(advanced)
     }
 
-    fn publish_locked(&self, uid: u32, uidvalidity: u32) -> Result<Advanced, Error> {
+    fn publish_silently(&self, uid: u32, uidvalidity: u32) -> Result<Advanced, Error> {
         let writer = self.table.writer()?;
         let slot = self.slot();
         let current = slot.uidvalidity.load(Relaxed);
@@ -183,8 +187,14 @@ impl Mailbox {
         // Shown before the tail is shortened: killed between the two, the repair shortens it.
         slot.mark.set_watermark(uid);
         writer.drop_tail(slot, uid)?;
-        // Within the lock, so that who is killed before this leaves it to the repair.
-        wake_all(&slot.mark);
+        writer.end_waits(slot, uid)?;
+        let sleepers = slot.mark.changed();
+        drop(writer);
+        // After the lock: a thousand that wake take a while, and commits must not wait for them.
+        // Killed before this, the sleepers still look up by themselves.
+        if sleepers {
+            futex_wake(slot.mark.futex());
+        }
         add(&self.table.map.header().counters.advances, 1);
         Ok(Advanced::From(old))
     }
@@ -220,14 +230,13 @@ impl Mailbox {
 
     /// Opens the gate and lets commits go on; `owner` 0 whoever closed it.
     pub fn open_gate(&self, owner: u64) -> Result<(), Error> {
-        {
-            let _writer = self.table.writer()?;
-            self.slot()
-                .gate
-                .open(now_ms(), owner)
-                .map_err(|other| self.taken(other))?;
-            wake_all(&self.slot().mark);
-        }
+        let writer = self.table.writer()?;
+        self.slot()
+            .gate
+            .open(now_ms(), owner)
+            .map_err(|other| self.taken(other))?;
+        drop(writer);
+        wake_all(&self.slot().mark);
         self.table.ring();
         Ok(())
     }
@@ -274,7 +283,7 @@ impl Table {
             why,
         })?;
         for (mailbox, uidvalidity, uid) in checked {
-            mailbox.publish_locked(uid, uidvalidity)?;
+            mailbox.publish_silently(uid, uidvalidity)?;
         }
         self.ring();
         Ok(())

@@ -119,20 +119,31 @@ impl Mailbox {
     pub fn wait_end(&self, id: WaitId, timed_out: bool) -> Result<(), Error> {
         self.table
             .count_wait(now_ms().saturating_sub(id.since), timed_out);
+        // Nearly always it is gone, by the advance that ended it: a thousand that wake at once
+        // should not queue for the lock.
+        if !self.is_ours(id)? {
+            return Ok(());
+        }
         let writer = self.table.writer()?;
-        // It may be of a table that was replaced since.
-        if id.index >= writer.pool().unused.load(Relaxed) {
+        if !self.is_ours(id)? {
             return Ok(());
         }
         let wait: &WaitCell = self.table.map.block(id.index, 0)?;
-        let ours = wait.tag.load(Relaxed) == WAIT_TAG
-            && wait.slot.load(Relaxed) == self.index
-            && wait.since.load(Relaxed) == id.since
-            && wait.pid.load(Relaxed) == std::process::id();
-        match ours {
-            true => writer.unlink_wait(self.slot(), id.index, wait),
-            false => Ok(()),
+        writer.unlink_wait(self.slot(), id.index, wait)
+    }
+
+    /// Whether the wait is still in the table.
+    fn is_ours(&self, id: WaitId) -> Result<bool, Error> {
+        let map = &self.table.map;
+        // It may be of a table that was replaced since.
+        if id.index >= map.header().pool.0.unused.load(Acquire) {
+            return Ok(false);
         }
+        let wait: &WaitCell = map.block(id.index, 0)?;
+        Ok(wait.tag.load(Acquire) == WAIT_TAG
+            && wait.slot.load(Acquire) == self.index
+            && wait.since.load(Acquire) == id.since
+            && wait.pid.load(Acquire) == std::process::id())
     }
 }
 
@@ -200,6 +211,23 @@ impl Table {
 }
 
 impl Writer<'_> {
+    /// Takes the waits out that an advance to `uid` ends.
+    pub fn end_waits(&self, slot: &Slot, uid: u32) -> Result<(), Error> {
+        let mut index = slot.waits.load(Relaxed);
+        for _ in 0..self.pool().unused.load(Relaxed) {
+            if index == 0 {
+                return Ok(());
+            }
+            let wait: &WaitCell = self.map.block(index, 0)?;
+            let next = wait.next.load(Relaxed);
+            if wait.uid.load(Relaxed) <= uid {
+                self.unlink_wait(slot, index, wait)?;
+            }
+            index = next;
+        }
+        Err(self.map.damaged("a list of waits has no end"))
+    }
+
     /// Takes a wait out of its list and frees its block.
     pub fn unlink_wait(&self, slot: &Slot, index: u32, wait: &WaitCell) -> Result<(), Error> {
         let (next, prev) = (wait.next.load(Relaxed), wait.prev.load(Relaxed));
