@@ -1,0 +1,182 @@
+//! Comparing tails: by UID and GUID, never by counts.
+
+use super::types::{Entry, Ident, Stable, Tail, Uid};
+use std::collections::BTreeSet;
+
+/// How far S can move: the highest UID up to which all firm `tails` say the same.
+///
+/// Returns at least `stable.uid`; that very value means "not at all". Below the record's floor
+/// there may be nothing alive: dropped nodes may have used those UIDs.
+pub fn agreed<G: Ident, X: Ident>(stable: &Stable, tails: &[&Tail<G, X>]) -> Uid {
+    let Some(end) = tails.iter().map(|t| t.end).min() else {
+        return stable.uid;
+    };
+    if end <= stable.uid || end < stable.floor || tails.iter().any(|t| !t.firm) {
+        return stable.uid;
+    }
+    let used: BTreeSet<Uid> = tails
+        .iter()
+        .flat_map(|t| t.above(stable.uid))
+        .map(|e| e.uid)
+        .collect();
+    for uid in used.into_iter().take_while(|uid| *uid <= end) {
+        let at: Vec<_> = tails
+            .iter()
+            .map(|t| find(t.above(stable.uid), uid))
+            .collect();
+        let alive = at.iter().flatten().any(|e| !e.expunged);
+        if alive && uid <= stable.floor {
+            return stable.uid;
+        }
+        if !same(&at) {
+            let below = uid - 1;
+            return if below < stable.floor {
+                stable.uid
+            } else {
+                below
+            };
+        }
+    }
+    end
+}
+
+/// Whether all nodes have the same at one UID: one message, or none. Something that is gone
+/// equals nothing, but not something that is still there: replication has to carry the expunge
+/// first.
+fn same<G: Ident, X: Ident>(at: &[Option<&Entry<G, X>>]) -> bool {
+    let alive: Vec<_> = at.iter().flatten().filter(|e| !e.expunged).collect();
+    match alive.first() {
+        None => true,
+        Some(first) => alive.len() == at.len() && alive.iter().all(|e| e.guid == first.guid),
+    }
+}
+
+/// The entry at a UID.
+fn find<G, X>(entries: &[Entry<G, X>], uid: Uid) -> Option<&Entry<G, X>> {
+    entries
+        .binary_search_by_key(&uid, |e| e.uid)
+        .ok()
+        .map(|i| &entries[i])
+}
+
+/// Whether replication between these two would have to change the UID of something above `s`.
+pub fn conflict<G: Ident, X: Ident>(s: Uid, one: &Tail<G, X>, other: &Tail<G, X>) -> bool {
+    displaced(s, one, other) || displaced(s, other, one)
+}
+
+/// Whether a live message of `one` finds its UID passed, and not its own, in `other`.
+fn displaced<G: Ident, X: Ident>(s: Uid, one: &Tail<G, X>, other: &Tail<G, X>) -> bool {
+    // What lies between `end` and `next` is not in the tail: nothing is known about it.
+    one.above(s)
+        .iter()
+        .filter(|e| !e.expunged && e.uid < other.next && e.uid <= other.end)
+        .any(|e| find(other.above(s), e.uid).is_none_or(|twin| twin.guid != e.guid))
+}
+
+/// Whether `theirs` lacks something above `s` that `mine` has: a message, an expunge, or a
+/// higher next UID.
+pub fn lacks<G: Ident, X: Ident>(s: Uid, mine: &Tail<G, X>, theirs: &Tail<G, X>) -> bool {
+    mine.next > theirs.next
+        || mine
+            .above(s)
+            .iter()
+            .filter(|e| e.uid <= theirs.end)
+            .any(|e| {
+                let twin = find(theirs.above(s), e.uid);
+                match twin {
+                    None => !e.expunged,
+                    Some(twin) => e.expunged && !twin.expunged,
+                }
+            })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::types::{Incarnation, Node};
+    use super::*;
+
+    fn tail(next: Uid, entries: &[(Uid, &'static str)]) -> Tail<&'static str, ()> {
+        let entries = entries
+            .iter()
+            .map(|(uid, guid)| Entry {
+                uid: *uid,
+                guid: *guid,
+                xid: (),
+                expunged: false,
+            })
+            .collect();
+        Tail {
+            firm: true,
+            end: next - 1,
+            next,
+            entries,
+        }
+    }
+
+    fn stable(uid: Uid, floor: Uid) -> Stable {
+        Stable {
+            uid,
+            floor,
+            holders: [(Node(0), Incarnation(1))].into(),
+        }
+    }
+
+    #[test]
+    fn equal_tails_agree_up_to_the_lower_end() {
+        let (a, b) = (tail(11, &[(9, "a"), (10, "b")]), tail(10, &[(9, "a")]));
+        assert_eq!(agreed(&stable(8, 0), &[&a, &b]), 9);
+        assert_eq!(agreed(&stable(8, 0), &[&a, &a]), 10);
+    }
+
+    #[test]
+    fn a_uid_with_two_guids_stops_the_advance_below_it() {
+        let (a, b) = (
+            tail(11, &[(9, "a"), (10, "b")]),
+            tail(11, &[(9, "a"), (10, "c")]),
+        );
+        assert_eq!(agreed(&stable(8, 0), &[&a, &b]), 9);
+        assert!(conflict(8, &a, &b));
+    }
+
+    #[test]
+    fn a_message_below_the_floor_stops_the_advance() {
+        let (low, high) = (tail(10, &[(9, "a")]), tail(22, &[(21, "a")]));
+        assert_eq!(agreed(&stable(8, 20), &[&low]), 8);
+        assert_eq!(agreed(&stable(8, 20), &[&high]), 21);
+        assert_eq!(
+            agreed(&stable(8, 20), &[&tail(15, &[])]),
+            8,
+            "an end below the floor"
+        );
+    }
+
+    #[test]
+    fn a_loose_tail_stops_the_advance() {
+        let mut a = tail(10, &[(9, "a")]);
+        a.firm = false;
+        assert_eq!(agreed(&stable(8, 0), &[&a]), 8);
+    }
+
+    #[test]
+    fn something_gone_equals_nothing_but_not_something_alive() {
+        let mut gone = tail(10, &[(9, "a")]);
+        gone.entries[0].expunged = true;
+        let (empty, alive) = (tail(10, &[]), tail(10, &[(9, "a")]));
+        assert_eq!(agreed(&stable(8, 0), &[&gone, &empty]), 9);
+        assert_eq!(agreed(&stable(8, 0), &[&gone, &alive]), 8);
+        assert!(!conflict(8, &gone, &alive));
+        assert!(lacks(8, &gone, &alive) && !lacks(8, &alive, &gone));
+    }
+
+    #[test]
+    fn one_writer_never_conflicts() {
+        let (a, b) = (tail(11, &[(9, "a"), (10, "b")]), tail(9, &[]));
+        assert!(!conflict(8, &a, &b));
+        assert!(lacks(8, &a, &b) && !lacks(8, &b, &a));
+    }
+
+    #[test]
+    fn a_message_whose_uid_was_passed_elsewhere_conflicts() {
+        assert!(conflict(8, &tail(10, &[(9, "a")]), &tail(12, &[(11, "a")])));
+    }
+}

@@ -1,0 +1,780 @@
+//! One node's part in one mailbox: what it sees in, the next step out.
+
+use super::compare::{agreed, conflict, lacks};
+use super::types::{
+    ALL_PROMISED, At, Condition, Entry, Ident, Incarnation, Kind, Local, Node, Put, Rev, Snapshot,
+    Source, Stable, Step, Tail, Txn, Uid, View,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How far failed syncs are counted; [`Config::gate_after`] is at most this.
+const GATE_TRIES: u8 = 3;
+
+/// What is fixed for a node.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Config {
+    /// This node.
+    pub me: Node,
+    /// Its disk.
+    pub incarnation: Incarnation,
+    /// How many UIDs above S a node may give out by itself.
+    pub window: Uid,
+    /// How many messages one tail carries at most; the rest follows when S has moved.
+    pub chunk: usize,
+    /// Close the gate after so many syncs that did not settle a conflict.
+    pub gate_after: u8,
+    /// The rules; all of them, unless a model checker wants to see what one is good for.
+    pub rules: Rules,
+}
+
+/// The rules, each of which the model checker can switch off. [`Rules::default`] has them all.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[allow(missing_docs)]
+pub struct Rules {
+    pub promise: bool,
+    pub withdraw_checks_stable: bool,
+    pub withdraw_afresh: bool,
+    pub publish_checks_tail: bool,
+    pub publish_checks_stable: bool,
+    pub advance_checks_stable: bool,
+    pub advance_checks_tails: bool,
+    pub advance_below_next: bool,
+    pub compare_guids: bool,
+    pub expose_as_holder: bool,
+    pub shrink_as_holder: bool,
+    pub room_below: bool,
+    pub stage: bool,
+    pub join_checks_stable: bool,
+    pub join_compares: bool,
+    pub join_promises: bool,
+    pub join_passes_stable: bool,
+    pub join_gated: bool,
+    pub skip_settled: bool,
+    pub force_sync: bool,
+    pub open_gate: bool,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Rules {
+            promise: true,
+            withdraw_checks_stable: true,
+            withdraw_afresh: true,
+            publish_checks_tail: true,
+            publish_checks_stable: true,
+            advance_checks_stable: true,
+            advance_checks_tails: true,
+            advance_below_next: true,
+            compare_guids: true,
+            expose_as_holder: true,
+            shrink_as_holder: true,
+            room_below: true,
+            stage: true,
+            join_checks_stable: true,
+            join_compares: true,
+            join_promises: true,
+            join_passes_stable: true,
+            join_gated: true,
+            skip_settled: true,
+            force_sync: true,
+            open_gate: true,
+        }
+    }
+}
+
+/// What a node remembers of a mailbox between two steps, in memory only.
+#[derive(Clone, Default, PartialEq, Eq, Hash, Debug)]
+pub struct Replica {
+    /// The loose tail that this life of the daemon wrote last, if nothing was tried since: no
+    /// earlier transaction of ours can land any more.
+    withdrawn: Option<Rev>,
+    /// Forced syncs since S moved last.
+    tries: u8,
+    /// The transaction under way.
+    pending: Option<Kind>,
+}
+
+type Tails<'a, G, X> = Vec<(Node, Option<&'a At<Tail<G, X>>>)>;
+
+/// The view of a holder, with what nearly every rule asks for.
+struct Holder<'a, G, X> {
+    config: &'a Config,
+    view: &'a View<G, X>,
+    at: Rev,
+    stable: &'a Stable,
+    /// The higher of S and the floor: what lies at or below it is settled, or must move.
+    base: Uid,
+    /// Our own mailbox above the base, as a tail.
+    mine: Tail<G, X>,
+    /// What we published.
+    published: Option<&'a At<Tail<G, X>>>,
+    /// What the other holders published.
+    others: Tails<'a, G, X>,
+}
+
+impl Replica {
+    /// The transaction under way ended; `wrote` is the revision it wrote, `None` if its
+    /// conditions did not hold. (When the outcome is not known the daemon forgets the
+    /// [`Replica`] and starts with a new one, as after a restart.)
+    pub fn txn_done(&mut self, wrote: Option<Rev>) {
+        match (self.pending.take(), wrote) {
+            (Some(Kind::Withdraw), Some(rev)) => self.withdrawn = Some(rev),
+            (Some(Kind::Advance), Some(_)) => self.tries = 0,
+            _ => {}
+        }
+    }
+
+    /// The revision of the loose tail that this life wrote last; for the model checker, which
+    /// renumbers revisions to keep its states few.
+    pub fn withdrawn_mut(&mut self) -> &mut Option<Rev> {
+        &mut self.withdrawn
+    }
+
+    /// What to do next.
+    pub fn next<G: Ident, X: Ident>(&mut self, config: &Config, view: &View<G, X>) -> Step<G, X> {
+        let step = decide(self, config, view);
+        self.note(&step);
+        step
+    }
+
+    /// Remembers what a step means for the next one.
+    fn note<G, X>(&mut self, step: &Step<G, X>) {
+        match step {
+            Step::Txn(txn) => {
+                self.pending = Some(txn.kind);
+                if matches!(txn.kind, Kind::Publish | Kind::Withdraw | Kind::Join) {
+                    self.withdrawn = None;
+                }
+            }
+            Step::Sync {
+                force: true,
+                joining: false,
+                ..
+            } => {
+                self.tries = self.tries.saturating_add(1).min(GATE_TRIES);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The first rule that has something to say.
+fn decide<G: Ident, X: Ident>(replica: &Replica, config: &Config, view: &View<G, X>) -> Step<G, X> {
+    if view.etcd.alive.get(&config.me) != Some(&config.incarnation) {
+        return Step::Enter;
+    }
+    let Some(At { rev, value: stable }) = &view.etcd.stable else {
+        return create(config, view);
+    };
+    if !stable.held_by(config.me, config.incarnation) {
+        if !config.rules.expose_as_holder && view.local.shown < stable.uid {
+            return expose(config, stable);
+        }
+        return join(config, view, *rev, stable);
+    }
+    let holder = Holder::new(config, view, *rev, stable);
+    holder
+        .follow()
+        .or_else(|| holder.unstage())
+        .or_else(|| holder.rest(replica))
+        .or_else(|| holder.shrink())
+        .or_else(|| holder.make_room(replica))
+        .or_else(|| holder.dedupe(replica))
+        .or_else(|| holder.settle(replica))
+        .or_else(|| holder.publish())
+        .or_else(|| holder.advance())
+        .or_else(|| holder.push())
+        .unwrap_or(Step::Wait)
+}
+
+/// The record of a mailbox that has none: held by all who are there. Where some node is not,
+/// the floor is above what it may have numbered by itself.
+fn create<G: Ident, X: Ident>(config: &Config, view: &View<G, X>) -> Step<G, X> {
+    if view.local.next <= 1 {
+        return Step::Wait;
+    }
+    let floor = if view.etcd.complete {
+        0
+    } else {
+        2 * config.window
+    };
+    let stable = Stable {
+        uid: 0,
+        floor,
+        holders: view.etcd.alive.clone(),
+    };
+    Step::Txn(Txn {
+        kind: Kind::Create,
+        when: vec![Condition::Stable(Rev(0))],
+        then: vec![Put::Stable(stable)],
+    })
+}
+
+impl<'a, G: Ident, X: Ident> Holder<'a, G, X> {
+    fn new(config: &'a Config, view: &'a View<G, X>, at: Rev, stable: &'a Stable) -> Self {
+        let tails = &view.etcd.tails;
+        let others = stable.holders.keys().filter(|n| **n != config.me);
+        Holder {
+            config,
+            view,
+            at,
+            stable,
+            base: stable.uid.max(stable.floor),
+            mine: tail_of(&view.local, stable.uid.max(stable.floor), config.chunk),
+            published: tails.get(&config.me),
+            others: others.map(|n| (*n, tails.get(n))).collect(),
+        }
+    }
+
+    /// Takes over what etcd decided: the watermark, the limit, the gate.
+    fn follow(&self) -> Option<Step<G, X>> {
+        let local = &self.view.local;
+        let (limit, bound) = (
+            self.stable.limit(self.config.window),
+            self.stable.bound(self.config.window),
+        );
+        if local.shown < self.stable.uid || local.limit != limit || local.bound != bound {
+            return Some(expose(self.config, self.stable));
+        }
+        let closed = self.view.etcd.gate.is_some();
+        (local.gated != closed).then_some(Step::Gate { closed })
+    }
+
+    /// Brings staged messages back, one by one.
+    fn unstage(&self) -> Option<Step<G, X>> {
+        let guid = self.view.local.staged.first()?.guid.clone();
+        let here = self
+            .view
+            .local
+            .entries
+            .iter()
+            .any(|e| !e.expunged && e.guid == guid);
+        if here && self.config.rules.skip_settled {
+            return Some(Step::DropStaged { guid });
+        }
+        let fits = self.view.local.next <= self.view.local.limit;
+        fits.then_some(Step::Unstage { guid })
+    }
+
+    /// Nothing above S anywhere: the mailbox costs nothing.
+    fn rest(&self, replica: &Replica) -> Option<Step<G, X>> {
+        let quiet = self.mine.next == self.stable.uid + 1;
+        let busy = self
+            .others
+            .iter()
+            .flat_map(|(_, t)| t)
+            .any(|t| t.value.end > self.stable.uid);
+        if self.view.etcd.gate == Some(self.config.me) && self.settled(replica) {
+            return Some(Step::Txn(Txn {
+                kind: Kind::OpenGate,
+                when: vec![Condition::GateOf(self.config.me)],
+                then: vec![Put::DropGate],
+            }));
+        }
+        (quiet && !busy).then_some(Step::Wait)
+    }
+
+    /// Whether the gate that we hold has done its work: S covers what we have, or this life of
+    /// the daemon never found a reason to close it.
+    fn settled(&self, replica: &Replica) -> bool {
+        let done = self.mine.next <= self.stable.uid + 1 || replica.tries == 0;
+        self.config.rules.open_gate && done
+    }
+
+    /// Drops holders that are not alive.
+    fn shrink(&self) -> Option<Step<G, X>> {
+        let dead: Vec<(Node, Incarnation)> = self
+            .stable
+            .holders
+            .iter()
+            .filter(|(n, i)| self.view.etcd.alive.get(n) != Some(i))
+            .map(|(n, i)| (*n, *i))
+            .collect();
+        (!dead.is_empty()).then(|| shrink_txn(self.config, self.at, self.stable, &dead))
+    }
+
+    /// Moves what we have above the floor, after we withdrew it.
+    fn make_room(&self, replica: &Replica) -> Option<Step<G, X>> {
+        if self.base == self.stable.uid {
+            return None;
+        }
+        let low: Vec<_> = self
+            .live(self.stable.uid)
+            .filter(|e| e.uid <= self.base)
+            .collect();
+        if low.is_empty() {
+            let raise = Step::Raise { above: self.base };
+            return (self.view.local.next <= self.base).then_some(raise);
+        }
+        if let Some(step) = self.loosen(replica) {
+            return Some(step);
+        }
+        let moved = low
+            .iter()
+            .filter(|e| self.live(self.base).any(|o| same(o, e)));
+        let moved: Vec<Uid> = moved.map(|e| e.uid).collect();
+        Some(if moved.len() == low.len() {
+            Step::DropLow { uids: moved }
+        } else {
+            Step::Raise { above: self.base }
+        })
+    }
+
+    /// Our live messages above a UID.
+    fn live(&self, above: Uid) -> impl Iterator<Item = &'a Entry<G, X>> {
+        self.view
+            .local
+            .entries
+            .iter()
+            .filter(move |e| !e.expunged && e.uid > above)
+    }
+
+    /// Keeps one of two that are the same message: a move that was cut short, or that raced with
+    /// replication, leaves two. What is stable stays; of two that are not, the later.
+    fn dedupe(&self, replica: &Replica) -> Option<Step<G, X>> {
+        let s = self.stable.uid;
+        let settled = |e: &&Entry<G, X>| self.live(0).any(|o| o.uid <= s && same(o, e));
+        let again: Vec<Uid> = self.live(s).filter(settled).map(|e| e.uid).collect();
+        if !again.is_empty() {
+            return Some(Step::DropLow { uids: again });
+        }
+        let later = |e: &&Entry<G, X>| self.live(e.uid).any(|o| same(o, e));
+        let uids: Vec<Uid> = self.live(s).filter(later).map(|e| e.uid).collect();
+        if uids.is_empty() {
+            return None;
+        }
+        // S must not pass the one that goes while it goes.
+        Some(self.loosen(replica).unwrap_or(Step::DropLow { uids }))
+    }
+
+    /// Has replication settle what cannot stay under its UIDs on all nodes.
+    fn settle(&self, replica: &Replica) -> Option<Step<G, X>> {
+        let s = self.base;
+        let published = self
+            .others
+            .iter()
+            .filter_map(|(n, t)| t.map(|t| (*n, &t.value)));
+        let clashes: Vec<_> = published
+            .filter(|(_, t)| self.config.rules.compare_guids && conflict(s, &self.mine, t))
+            .collect();
+        if clashes.is_empty() {
+            return None;
+        }
+        if let Some(step) = self.loosen(replica) {
+            return Some(step);
+        }
+        if self.published.is_none_or(|p| !self.up_to_date(&p.value)) {
+            return Some(self.withdraw());
+        }
+        // A peer whose tail is firm sees the same clash, and withdraws; of two that did, the
+        // lower one syncs.
+        let ready = clashes.iter().find(|(n, t)| !t.firm && self.config.me < *n);
+        let Some((peer, _)) = ready else {
+            return Some(Step::Wait);
+        };
+        if self.cramped(&clashes) {
+            return Some(shrink_txn(self.config, self.at, self.stable, &[]));
+        }
+        if replica.tries >= self.config.gate_after && self.view.etcd.gate.is_none() {
+            return Some(self.close_gate());
+        }
+        Some(Step::Sync {
+            peer: *peer,
+            force: self.config.rules.force_sync,
+            joining: false,
+        })
+    }
+
+    /// Whether settling could need UIDs above what the record allows. Then the floor is raised,
+    /// and with it the limit.
+    fn cramped(&self, clashes: &[(Node, &Tail<G, X>)]) -> bool {
+        let tails = clashes.iter().map(|(_, t)| *t).chain([&self.mine]);
+        let next = tails.clone().map(|t| t.next).max().unwrap_or(0);
+        let live = tails
+            .flat_map(|t| t.above(self.base))
+            .filter(|e| !e.expunged);
+        let count = live.map(|e| &e.guid).collect::<BTreeSet<_>>().len();
+        next as usize + count > self.stable.bound(self.config.window) as usize + 1
+    }
+
+    /// What is left to do until nothing above S is promised: withdraw, then release.
+    fn loosen(&self, replica: &Replica) -> Option<Step<G, X>> {
+        if !self.config.rules.promise {
+            return None;
+        }
+        let fresh = match self.published {
+            Some(p) if !p.value.firm => {
+                replica.withdrawn == Some(p.rev) || !self.config.rules.withdraw_afresh
+            }
+            _ => false,
+        };
+        if !fresh {
+            return Some(self.withdraw());
+        }
+        let to = self.stable.uid;
+        (self.view.local.promised > to).then_some(Step::Release { to })
+    }
+
+    /// Whether a tail that we published says what is true now.
+    fn up_to_date(&self, published: &Tail<G, X>) -> bool {
+        published.end == self.mine.end
+            && published.next == self.mine.next
+            && published.above(self.base) == self.mine.entries
+    }
+
+    /// Writes a loose tail.
+    fn withdraw(&self) -> Step<G, X> {
+        let tail = Tail {
+            firm: false,
+            ..self.mine.clone()
+        };
+        let checks = &self.config.rules;
+        self.write(Kind::Withdraw, tail, checks.withdraw_checks_stable, true)
+    }
+
+    /// Puts our own tail, conditional on what we saw.
+    fn write(&self, kind: Kind, tail: Tail<G, X>, stable: bool, own: bool) -> Step<G, X> {
+        let mut when = Vec::new();
+        if stable {
+            when.push(Condition::Stable(self.at));
+        }
+        if own {
+            when.push(Condition::Tail(
+                self.config.me,
+                self.published.map_or(Rev(0), |p| p.rev),
+            ));
+        }
+        Step::Txn(Txn {
+            kind,
+            when,
+            then: vec![Put::Tail(self.config.me, tail)],
+        })
+    }
+
+    fn close_gate(&self) -> Step<G, X> {
+        Step::Txn(Txn {
+            kind: Kind::CloseGate,
+            when: vec![Condition::GateOpen],
+            then: vec![Put::Gate(self.config.me)],
+        })
+    }
+
+    /// Promises our tail, then publishes it.
+    fn publish(&self) -> Option<Step<G, X>> {
+        let rules = &self.config.rules;
+        let (end, promised) = (self.mine.end, self.view.local.promised);
+        if end <= self.stable.uid {
+            return None;
+        }
+        if rules.promise && (promised < end || promised == ALL_PROMISED) {
+            return Some(Step::Promise { end });
+        }
+        if self
+            .published
+            .is_some_and(|p| p.value.firm && self.up_to_date(&p.value))
+        {
+            return None;
+        }
+        let (stable, own) = (rules.publish_checks_stable, rules.publish_checks_tail);
+        Some(self.write(Kind::Publish, self.mine.clone(), stable, own))
+    }
+
+    /// Moves S as far as all holders agree.
+    fn advance(&self) -> Option<Step<G, X>> {
+        let mut tails = vec![(self.config.me, self.published?)];
+        for (node, tail) in &self.others {
+            tails.push((*node, (*tail)?));
+        }
+        let values: Vec<_> = tails.iter().map(|(_, t)| &t.value).collect();
+        let uid = self.judge(&values);
+        (uid > self.stable.uid).then(|| self.advance_txn(uid, &tails))
+    }
+
+    /// How far the tails agree, by the rules that are on.
+    fn judge(&self, tails: &[&Tail<G, X>]) -> Uid {
+        let rules = &self.config.rules;
+        if rules.compare_guids && rules.advance_below_next {
+            return agreed(self.stable, tails);
+        }
+        let mut bent: Vec<Tail<G, X>> = tails.iter().map(|t| (*t).clone()).collect();
+        if !rules.advance_below_next {
+            let end = bent.iter().map(|t| t.end).max().unwrap_or(0);
+            bent.iter_mut().for_each(|t| t.end = end);
+            bent.retain(|t| !t.entries.is_empty());
+        }
+        if !rules.compare_guids {
+            let entries = bent[0].entries.clone();
+            let count = entries.len();
+            bent.iter_mut()
+                .filter(|t| t.entries.len() == count)
+                .for_each(|t| {
+                    t.entries.clone_from(&entries);
+                });
+        }
+        agreed(self.stable, &bent.iter().collect::<Vec<_>>())
+    }
+
+    fn advance_txn(&self, uid: Uid, tails: &[(Node, &At<Tail<G, X>>)]) -> Step<G, X> {
+        let rules = &self.config.rules;
+        let mut when = Vec::new();
+        if rules.advance_checks_stable {
+            when.push(Condition::Stable(self.at));
+        }
+        let mut then = vec![Put::Stable(Stable {
+            uid,
+            ..self.stable.clone()
+        })];
+        for (node, tail) in tails {
+            if rules.advance_checks_tails {
+                when.push(Condition::Tail(*node, tail.rev));
+            }
+            // Nothing is left in it: an idle mailbox costs nothing.
+            if tail.value.next <= uid + 1 {
+                then.push(Put::DropTail(*node));
+            }
+        }
+        Step::Txn(Txn {
+            kind: Kind::Advance,
+            when,
+            then,
+        })
+    }
+
+    /// Syncs with a peer that lacks something we have.
+    fn push(&self) -> Option<Step<G, X>> {
+        let s = self.base;
+        let behind = |tail: &Option<&At<Tail<G, X>>>| match tail {
+            None => self.mine.next > self.stable.uid + 1,
+            // A peer that withdrew is busy: it will say when it is not.
+            Some(tail) => tail.value.firm && lacks(s, &self.mine, &tail.value),
+        };
+        let (peer, tail) = self.others.iter().find(|(_, tail)| behind(tail))?;
+        // Equal next UIDs are what the replication's shortcut looks at.
+        let alike = tail.is_some_and(|t| t.value.next == self.mine.next);
+        Some(Step::Sync {
+            peer: *peer,
+            force: alike,
+            joining: false,
+        })
+    }
+}
+
+/// Takes a record over into the table.
+fn expose<G, X>(config: &Config, stable: &Stable) -> Step<G, X> {
+    Step::Expose {
+        uid: stable.uid,
+        limit: stable.limit(config.window),
+        bound: stable.bound(config.window),
+    }
+}
+
+/// Whether two entries are one message.
+fn same<G: Ident, X: Ident>(one: &Entry<G, X>, other: &Entry<G, X>) -> bool {
+    one.guid == other.guid && one.xid == other.xid
+}
+
+/// Above `s`, the first `chunk` entries.
+fn tail_of<G: Ident, X: Ident>(local: &Local<G, X>, s: Uid, chunk: usize) -> Tail<G, X> {
+    let from = local.entries.partition_point(|e| e.uid <= s);
+    let all = &local.entries[from..];
+    let entries = &all[..all.len().min(chunk)];
+    let end = match entries.last() {
+        Some(last) if entries.len() < all.len() => last.uid,
+        _ => local.next - 1,
+    };
+    Tail {
+        firm: true,
+        end,
+        next: local.next,
+        entries: entries.to_vec(),
+    }
+}
+
+/// The record without the dead, its floor above all that they may have numbered.
+fn shrink_txn<G: Ident, X: Ident>(
+    config: &Config,
+    at: Rev,
+    stable: &Stable,
+    dead: &[(Node, Incarnation)],
+) -> Step<G, X> {
+    let mut holders = stable.holders.clone();
+    holders.insert(config.me, config.incarnation);
+    for (node, _) in dead {
+        holders.remove(node);
+    }
+    let floor = if config.rules.room_below {
+        stable.bound(config.window)
+    } else {
+        stable.floor
+    };
+    let mut when = vec![Condition::Stable(at)];
+    when.extend(dead.iter().map(|(n, i)| Condition::Dead(*n, *i)));
+    let mut then = vec![Put::Stable(Stable {
+        uid: stable.uid,
+        floor,
+        holders,
+    })];
+    then.extend(dead.iter().map(|(n, _)| Put::DropTail(*n)));
+    Step::Txn(Txn {
+        kind: Kind::Shrink,
+        when,
+        then,
+    })
+}
+
+/// The next step of a node that does not hold the stable prefix.
+fn join<G: Ident, X: Ident>(
+    config: &Config,
+    view: &View<G, X>,
+    at: Rev,
+    stable: &Stable,
+) -> Step<G, X> {
+    let rules = &config.rules;
+    let Some(of) = teacher(&view.etcd, stable) else {
+        if !rules.shrink_as_holder {
+            let dead: Vec<_> = stable.holders.iter().map(|(n, i)| (*n, *i)).collect();
+            return shrink_txn(config, at, stable, &dead);
+        }
+        // Only those who hold what was shown can go on. Until one is back our clients read and
+        // append as before.
+        let open = view.local.gated && view.etcd.gate.is_none();
+        return if open {
+            Step::Gate { closed: false }
+        } else {
+            Step::Wait
+        };
+    };
+    let Some(source) = view
+        .source
+        .as_ref()
+        .filter(|s| s.rev == at || !rules.join_checks_stable)
+    else {
+        return Step::AskPrefix { of };
+    };
+    if rules.join_gated && !view.local.gated {
+        return Step::Gate { closed: true };
+    }
+    if !rules.join_compares || holds(&view.local, source, stable.uid) {
+        return enter(config, view, at, stable);
+    }
+    if view.local.promised > view.local.shown {
+        // Nobody counts on our tail: we are no holder.
+        return Step::Release {
+            to: view.local.shown,
+        };
+    }
+    if rules.stage
+        && let Some(step) = clear(&view.local, source, stable.uid)
+    {
+        return step;
+    }
+    Step::Sync {
+        peer: source.node,
+        force: true,
+        joining: true,
+    }
+}
+
+/// A holder that is alive.
+fn teacher<G, X>(etcd: &Snapshot<G, X>, stable: &Stable) -> Option<Node> {
+    stable
+        .holders
+        .iter()
+        .find(|(n, i)| etcd.alive.get(n) == Some(i))
+        .map(|(n, _)| *n)
+}
+
+/// Whether we have all that the source has up to S, under the same UIDs, and nothing else.
+///
+/// What is gone here may still be there: our expunge travels later. What is gone there must not
+/// be here: that may be a message which moved.
+fn holds<G: Ident, X: Ident>(local: &Local<G, X>, source: &Source<G, X>, s: Uid) -> bool {
+    let ours: BTreeMap<Uid, _> = local
+        .entries
+        .iter()
+        .filter(|e| e.uid <= s)
+        .map(|e| (e.uid, e))
+        .collect();
+    let theirs: BTreeMap<Uid, _> = source.entries.iter().map(|e| (e.uid, e)).collect();
+    let here = |e: &&Entry<G, X>| ours.get(&e.uid).is_some_and(|o| o.guid == e.guid);
+    let there = |o: &&Entry<G, X>| {
+        theirs
+            .get(&o.uid)
+            .is_some_and(|e| !e.expunged && o.guid == e.guid)
+    };
+    theirs.values().filter(|e| !e.expunged).all(here)
+        && ours.values().filter(|o| !o.expunged).all(there)
+}
+
+/// Becomes a holder: passes S, promises the prefix, and joins.
+fn enter<G: Ident, X: Ident>(
+    config: &Config,
+    view: &View<G, X>,
+    at: Rev,
+    stable: &Stable,
+) -> Step<G, X> {
+    let rules = &config.rules;
+    if let Some(staged) = view
+        .local
+        .staged
+        .iter()
+        .find(|s| s.settled && rules.skip_settled)
+    {
+        return Step::DropStaged {
+            guid: staged.guid.clone(),
+        };
+    }
+    if rules.join_passes_stable && view.local.next <= stable.uid {
+        return Step::Raise { above: stable.uid };
+    }
+    if rules.join_promises && view.local.promised < stable.uid {
+        return Step::Promise { end: stable.uid };
+    }
+    let mut holders = stable.holders.clone();
+    holders.insert(config.me, config.incarnation);
+    let when = if rules.join_checks_stable {
+        vec![Condition::Stable(at)]
+    } else {
+        Vec::new()
+    };
+    Step::Txn(Txn {
+        kind: Kind::Join,
+        when,
+        then: vec![
+            Put::Stable(Stable {
+                holders,
+                ..stable.clone()
+            }),
+            Put::DropTail(config.me),
+        ],
+    })
+}
+
+/// Moves what is not part of the stable prefix out of its way.
+fn clear<G: Ident, X: Ident>(
+    local: &Local<G, X>,
+    source: &Source<G, X>,
+    s: Uid,
+) -> Option<Step<G, X>> {
+    let stays = |uid: Uid, guid: &G| {
+        uid <= s
+            && source
+                .entries
+                .iter()
+                .any(|e| e.uid == uid && e.guid == *guid)
+    };
+    let extra = local
+        .entries
+        .iter()
+        .filter(|e| !e.expunged && !stays(e.uid, &e.guid));
+    let (saved, unsaved): (Vec<_>, Vec<_>) =
+        extra.partition(|e| local.staged.iter().any(|s| s.guid == e.guid));
+    if !unsaved.is_empty() {
+        return Some(Step::Stage {
+            uids: unsaved.iter().map(|e| e.uid).collect(),
+        });
+    }
+    (!saved.is_empty()).then(|| Step::DropMain {
+        uids: saved.iter().map(|e| e.uid).collect(),
+    })
+}

@@ -1,0 +1,165 @@
+//! Longer runs of the model checker than a test has time for.
+//!
+//! `cluster-model NODES MESSAGES [FAULT=COUNT]... [OPTION=VALUE]...`
+
+mod world;
+
+use stateright::{Checker, HasDiscoveries, Model, UniformChooser};
+use std::time::Instant;
+use world::{Cluster, Msg, RULES, World};
+
+const HELP: &str = "\
+cluster-model NODES MESSAGES [NAME=VALUE]...
+Checks the cluster protocol exhaustively, breadth first, or by random walks.
+  expire= crash= kill= expunge= disk= save=   how often each fault may happen (default 0)
+  window= gate=      UIDs above S; syncs before the gate is closed (2, 1)
+  split=1            decide and act in two steps
+  settle=N           check I6 in one state of N (16; 0: never)
+  random=STEPS       random walks of that many steps in all, seed=N
+  limit=STATES       stop after so many states
+  threads=N          (1)
+  without=RULE       leave one rule out";
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.len() < 2 || args.iter().any(|a| a == "--help") {
+        println!("{HELP}");
+        return;
+    }
+    let mut cluster = Cluster {
+        nodes: number(&args[0]) as u8,
+        ..Cluster::default()
+    };
+    cluster.budget.append = number(&args[1]) as u8;
+    let (mut random, mut seed, mut limit, mut threads) = (0, 1, 0, 1);
+    for arg in &args[2..] {
+        let (name, value) = arg.split_once('=').unwrap_or((arg, "1"));
+        if name == "without" {
+            if !RULES.contains(&value) {
+                return println!("{value}: no such rule; there are {RULES:?}");
+            }
+            cluster = cluster.without(value);
+            continue;
+        }
+        let value = number(value);
+        match name {
+            "expire" => cluster.budget.expire = value as u8,
+            "crash" => cluster.budget.crash = value as u8,
+            "kill" => cluster.budget.kill = value as u8,
+            "expunge" => cluster.budget.expunge = value as u8,
+            "disk" => cluster.budget.disk = value as u8,
+            "save" => cluster.budget.save = value as u8,
+            "window" => cluster.window = value as u32,
+            "gate" => cluster.gate_after = value as u8,
+            "split" => cluster.split = value != 0,
+            "settle" => cluster.settle_one_in = value,
+            "random" => random = value as usize,
+            "seed" => seed = value,
+            "limit" => limit = value as usize,
+            "threads" => threads = value as usize,
+            _ => return println!("{name}: no such option\n{HELP}"),
+        }
+    }
+    let mut checker = cluster
+        .checker()
+        .threads(threads)
+        .finish_when(HasDiscoveries::AnyFailures);
+    for states in [random, limit].into_iter().filter(|n| *n > 0) {
+        checker = checker.target_state_count(states);
+    }
+    let start = Instant::now();
+    if random > 0 {
+        report(
+            &args,
+            start,
+            &checker.spawn_simulation(seed, UniformChooser).join(),
+        );
+    } else {
+        report(&args, start, &checker.spawn_bfs().join());
+    }
+}
+
+fn number(text: &str) -> u64 {
+    text.parse().unwrap_or_else(|_| {
+        eprintln!("{text}: not a number\n{HELP}");
+        std::process::exit(2);
+    })
+}
+
+fn report(args: &[String], start: Instant, checker: &impl Checker<Cluster>) {
+    for (property, path) in checker.discoveries() {
+        println!("BROKEN: {property}");
+        let end = path.last_state().clone();
+        for (world, action) in path.into_vec() {
+            println!("{}", brief(&world));
+            println!("  {action:?}");
+        }
+        for world in checker.model().settle(&end).err().unwrap_or_default() {
+            println!("left alone it stays:\n{}", brief(&world));
+        }
+    }
+    println!(
+        "{}: {} states, {} different, depth {}, {:.0} s",
+        args.join(" "),
+        checker.state_count(),
+        checker.unique_state_count(),
+        checker.max_depth(),
+        start.elapsed().as_secs_f64()
+    );
+    if !checker.discoveries().is_empty() {
+        std::process::exit(1);
+    }
+}
+
+/// A world in a few lines.
+fn brief(world: &World) -> String {
+    let mut text = String::new();
+    for (n, h) in world.hosts.iter().enumerate() {
+        let list = |mail: &[Msg]| {
+            let all: Vec<_> = mail
+                .iter()
+                .map(|m| format!("{}:{}", m.uid, m.guid))
+                .collect();
+            all.join(" ")
+        };
+        text += &format!(
+            "    {n}{} [{}] gone [{}] next {} shown {} promised {} limit {} stage {:?}{}{} {:?} {:?}\n",
+            if h.up { "" } else { " down" },
+            list(&h.mail),
+            list(&h.gone),
+            h.next,
+            h.shown,
+            h.promised,
+            h.limit,
+            h.stage,
+            if h.gated { " gated" } else { "" },
+            if h.busy { " busy" } else { "" },
+            h.replica,
+            h.doing,
+        );
+    }
+    let s = &world.etcd.stable.value;
+    text += &format!(
+        "    etcd S {} floor {} holders {:?} gate {:?} alive {:?}\n",
+        s.uid, s.floor, s.holders, world.etcd.gate, world.etcd.alive
+    );
+    for (n, t) in &world.etcd.tails {
+        let t = &t.value;
+        let entry = |e: &imap_xid::cluster::Entry<u8, u8>| {
+            format!("{}:{}{}", e.uid, e.guid, if e.expunged { "x" } else { "" })
+        };
+        let all: Vec<_> = t.entries.iter().map(entry).collect();
+        let firm = if t.firm { "firm" } else { "loose" };
+        text += &format!(
+            "    tail {} {firm} end {} next {} {all:?}\n",
+            n.0, t.end, t.next
+        );
+    }
+    for f in &world.flights {
+        text += &format!("    flight {f:?}\n");
+    }
+    for s in &world.syncs {
+        text += &format!("    sync {s:?}\n");
+    }
+    text + &format!("    {:?}", world.ghost)
+}

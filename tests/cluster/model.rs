@@ -1,0 +1,256 @@
+//! The cluster protocol, checked exhaustively on small clusters, with every fault, and with
+//! every rule left out in turn.
+//!
+//! The usual run takes the small sizes; with `IMAP_XID_SOAK` set the large ones are added.
+//! `cargo run --release --example cluster-model -- --help` runs any other.
+
+mod world;
+
+use stateright::{Checker, HasDiscoveries, Model, UniformChooser};
+use world::{Budget, Cluster, RULES};
+
+/// A cluster with messages and the named faults, one of each.
+fn cluster(nodes: u8, messages: u8, faults: &[&str]) -> Cluster {
+    let mut budget = Budget {
+        append: messages,
+        ..Budget::default()
+    };
+    for fault in faults {
+        match *fault {
+            "expire" => budget.expire = 1,
+            "crash" => budget.crash = 1,
+            "kill" => budget.kill = 1,
+            "expunge" => budget.expunge = 1,
+            "disk" => budget.disk = 1,
+            "save" => budget.save = 1,
+            other => panic!("{other}: no such fault"),
+        }
+    }
+    Cluster {
+        nodes,
+        budget,
+        ..Cluster::default()
+    }
+}
+
+/// Visits every state there is.
+fn holds_everywhere(cluster: Cluster) {
+    let checker = cluster
+        .checker()
+        .finish_when(HasDiscoveries::AnyFailures)
+        .spawn_bfs()
+        .join();
+    println!(
+        "{} states, depth {}",
+        checker.unique_state_count(),
+        checker.max_depth()
+    );
+    checker.assert_properties();
+    assert!(checker.is_done(), "every state was visited");
+}
+
+/// Visits so many states by random walks.
+fn holds_at_random(cluster: Cluster, steps: usize, seed: u64) {
+    let checker = cluster
+        .checker()
+        .finish_when(HasDiscoveries::AnyFailures)
+        .target_state_count(steps)
+        .spawn_simulation(seed, UniformChooser)
+        .join();
+    checker.assert_properties();
+    assert!(
+        checker.state_count() >= steps / 2,
+        "{} steps only",
+        checker.state_count()
+    );
+}
+
+/// Without the rule some invariant breaks.
+fn needs(rule: &str, invariant: &str, cluster: Cluster) {
+    let checker = cluster
+        .without(rule)
+        .checker()
+        .finish_when(HasDiscoveries::AnyFailures)
+        .target_state_count(3_000_000)
+        .spawn_bfs()
+        .join();
+    let found = checker.discoveries();
+    let names: Vec<_> = found.keys().collect();
+    assert!(
+        found.keys().any(|name| name.starts_with(invariant)),
+        "without {rule} {invariant} should break in some way; broken: {names:?}"
+    );
+}
+
+/// Without looking whether everything becomes stable: looking for another invariant.
+fn never_settling(cluster: Cluster) -> Cluster {
+    Cluster {
+        settle_one_in: 0,
+        ..cluster
+    }
+}
+
+fn soak() -> bool {
+    std::env::var_os("IMAP_XID_SOAK").is_some()
+}
+
+#[test]
+fn every_rule_can_be_left_out() {
+    for rule in RULES {
+        let bent = Cluster::default().without(rule);
+        let usual = Cluster::default();
+        assert!(
+            bent.rules != usual.rules || bent.host != usual.host,
+            "{rule}"
+        );
+    }
+}
+
+#[test]
+fn one_message_survives_each_fault() {
+    for fault in ["expire", "crash", "kill", "expunge", "disk", "save"] {
+        holds_everywhere(cluster(2, 1, &[fault]));
+    }
+}
+
+#[test]
+fn two_writers_agree() {
+    holds_everywhere(cluster(2, 2, &[]));
+}
+
+#[test]
+fn two_writers_agree_without_a_gate_before_the_third_try() {
+    holds_everywhere(Cluster {
+        gate_after: 3,
+        ..cluster(2, 2, &[])
+    });
+}
+
+#[test]
+fn a_dsync_may_be_killed_between_any_two_commits() {
+    holds_everywhere(cluster(2, 2, &["kill"]));
+}
+
+#[test]
+fn a_saved_state_announces_what_is_missing_on_any_node() {
+    holds_everywhere(cluster(2, 2, &["save"]));
+}
+
+#[test]
+fn deciding_and_acting_may_be_far_apart() {
+    holds_everywhere(Cluster {
+        split: true,
+        ..cluster(2, 1, &["expire"])
+    });
+}
+
+#[test]
+fn three_nodes_agree() {
+    holds_everywhere(cluster(3, 1, &[]));
+}
+
+#[test]
+fn random_walks_with_all_faults_find_nothing() {
+    let all = ["expire", "crash", "kill", "expunge", "disk", "save"];
+    let factor = if soak() { 100 } else { 1 };
+    holds_at_random(cluster(2, 3, &all), 60_000 * factor, 1);
+    holds_at_random(cluster(3, 3, &all), 60_000 * factor, 2);
+}
+
+#[test]
+fn large_clusters_hold_everywhere() {
+    if !soak() {
+        return;
+    }
+    let sparse = |cluster| Cluster {
+        settle_one_in: 512,
+        ..cluster
+    };
+    holds_everywhere(sparse(cluster(2, 2, &["expire"])));
+    holds_everywhere(sparse(cluster(2, 2, &["expunge"])));
+    holds_everywhere(sparse(cluster(2, 2, &["kill", "expunge"])));
+    holds_everywhere(sparse(cluster(2, 2, &["disk"])));
+    holds_everywhere(sparse(cluster(2, 2, &["crash"])));
+    holds_everywhere(sparse(cluster(3, 1, &["expire"])));
+}
+
+#[test]
+fn no_uid_is_taken_before_every_next_uid_is_above_it() {
+    needs(
+        "advance_below_next",
+        "I1",
+        never_settling(cluster(2, 2, &["expire"])),
+    );
+}
+
+#[test]
+fn comparing_by_uid_alone_is_not_enough() {
+    needs("compare_guids", "I1", never_settling(cluster(2, 2, &[])));
+}
+
+#[test]
+fn only_a_holder_exposes_what_it_reads() {
+    needs(
+        "expose_as_holder",
+        "I1",
+        never_settling(cluster(2, 1, &["expire"])),
+    );
+}
+
+#[test]
+fn the_prefix_is_compared_before_a_node_joins() {
+    needs(
+        "join_compares",
+        "I1",
+        never_settling(cluster(2, 1, &["expire"])),
+    );
+}
+
+#[test]
+fn xids_travel_with_messages() {
+    needs("xids_travel", "I3", never_settling(cluster(2, 2, &[])));
+}
+
+#[test]
+fn a_replaced_disk_gets_a_new_incarnation() {
+    needs(
+        "new_incarnation",
+        "I3",
+        never_settling(cluster(2, 2, &["disk"])),
+    );
+}
+
+#[test]
+fn dropped_nodes_leave_room_below() {
+    needs("room_below", "I6", cluster(2, 2, &["expire"]));
+}
+
+#[test]
+fn unstable_messages_are_staged_before_a_node_joins() {
+    needs("stage", "I6", cluster(2, 2, &["expire"]));
+}
+
+#[test]
+fn the_record_is_the_one_that_was_compared_with_when_a_node_joins() {
+    needs("join_checks_stable", "I6", cluster(2, 2, &["expire"]));
+}
+
+#[test]
+fn an_advance_checks_the_record_it_was_decided_on() {
+    needs("advance_checks_stable", "I6", cluster(2, 2, &["expire"]));
+}
+
+#[test]
+fn replication_is_told_to_compare_everything_after_a_conflict() {
+    needs("force_sync", "I6", cluster(2, 2, &[]));
+}
+
+#[test]
+fn a_promise_makes_durable_what_it_covers() {
+    needs("promise_is_durable", "I6", cluster(2, 1, &["crash"]));
+}
+
+#[test]
+fn whoever_closed_the_gate_opens_it() {
+    needs("open_gate", "I6", cluster(2, 1, &["expire"]));
+}
