@@ -10,148 +10,148 @@ fn picture(client: &mut Imap) -> Vec<String> {
     lines.iter().map(|line| line.text().into_owned()).collect()
 }
 
-#[test]
-fn malformed_commands_get_bad_say_what_was_expected_and_change_nothing() {
-    let (_server, mut client, x) = filled(Dovecot::setup(), 3);
-    client.ok("STORE 2 +FLAGS.SILENT (\\Deleted)");
-    client.ok("CREATE Other");
-    let before = picture(&mut client);
-    let set = &x[0];
-    let mut commands: Vec<String> = Vec::new();
-    for bad in [
-        "foo-0",
-        "foo-",
-        "foo-01",
-        "-1",
-        "foo",
-        "1foo-1",
-        "foo-1,",
-        ",foo-1",
-        "foo-1,,foo-1",
-        "foo-1:2",
-        "foo-1:foo-3",
-        "1:*",
-        "*",
-        "1",
-        "$",
-        "foo-9223372036854775808",
-        "fo+o-1",
-        "\"\"",
-        "\"foo-1 \"",
-        "NIL",
-        "(foo-1)",
-        "@1-1",
-        "\"foo 1\"",
-    ] {
+const BAD_SETS: &[&str] = &[
+    "foo-0",
+    "foo-",
+    "foo-01",
+    "-1",
+    "foo",
+    "1foo-1",
+    "foo-1,",
+    ",foo-1",
+    "foo-1,,foo-1",
+    "foo-1:2",
+    "foo-1:foo-3",
+    "1:*",
+    "*",
+    "1",
+    "$",
+    "foo-9223372036854775808",
+    "fo+o-1",
+    "\"\"",
+    "\"foo-1 \"",
+    "NIL",
+    "(foo-1)",
+    "@1-1",
+    "\"foo 1\"",
+];
+
+const BAD_STATES: &[&str] = &[
+    "foo-0",
+    "foo-",
+    "-1",
+    "1",
+    "*",
+    "1:*",
+    "foo-1,foo-2",
+    "(foo-1)",
+    "foo",
+    "@",
+    "@1",
+    "@1-",
+    "@-1",
+    "@x-1",
+    "@1-2-3",
+    "@4294967296-1",
+    "@1-4294967296",
+    "@1-1 @1-1",
+    "\"\"",
+    "\"foo-1  foo-2\"",
+    "UID foo-1",
+    "NIL",
+    "foo-9223372036854775808",
+];
+
+/// Arguments of XHXID that are wrong in form; SET stands for a good set.
+const BAD_FORMS: &[&str] = &[
+    "FETCH",
+    "FETCH SET",
+    "FETCH SET ()",
+    "FETCH SET BODY[HEADER.FIELDS (SUBJECT)",
+    "FETCH SET FLAGS (CHANGEDSINCE 1 VANISHED)",
+    "STORE",
+    "STORE SET",
+    "STORE SET +FLAGS",
+    "COPY",
+    "COPY SET",
+    "COPY SET (Other)",
+    "COPY SET Other more",
+    "MOVE SET",
+    "EXPUNGE",
+    "EXPUNGE SET more",
+    "SORT",
+    "SORT ()",
+    "SORT () UTF-8 ALL",
+    "SORT (REVERSE) UTF-8 ALL",
+    "SORT (DATE) ALL",
+    "THREAD",
+    "THREAD NOSUCH UTF-8 ALL",
+    "THREAD REFERENCES",
+];
+
+/// What the host itself refuses, in its own words.
+const BAD_WORDS: &[&str] = &[
+    "XHXID FETCH SET NOSUCHITEM",
+    "XHXID FETCH SET (FLAGS NOSUCHITEM)",
+    "XHXID FETCH SET FLAGS (NOSUCH 1)",
+    "XHXID FETCH SET FLAGS junk",
+    "XHXID FETCH SET XID.PEEK",
+    "XHXID FETCH nobody-1 NOSUCHITEM",
+    "XHXID STORE SET NOSUCH (\\Seen)",
+    "XHXID STORE SET +FLAGS (\\NoSuchFlag)",
+    "XHXID STORE SET (NOSUCH 1) +FLAGS (\\Seen)",
+    "XHXID STORE nobody-1 NOSUCH (\\Seen)",
+    "XHXID SEARCH",
+    "XHXID SEARCH NOSUCHKEY",
+    "XHXID SEARCH RETURN (NOSUCH) ALL",
+    "XHXID SEARCH RETURN (PARTIAL 0:1) ALL",
+    "XHXID SEARCH RETURN (ALL PARTIAL 1:2) ALL",
+    "XHXID SEARCH CHARSET",
+    "XHXID SORT (NOSUCH) UTF-8 ALL",
+    "XHXID SORT (DATE (SIZE)) UTF-8 ALL",
+    "UID XHXID",
+    "UID XHXID FETCH SET FLAGS",
+];
+
+/// All commands that are malformed where `good` is a set of XIDs that are there.
+fn malformed(good: &str) -> Vec<String> {
+    let mut commands = Vec::new();
+    for bad in BAD_SETS {
         commands.push(format!("XHXID FETCH {bad} (FLAGS)"));
         commands.push(format!("XHXID STORE {bad} +FLAGS (\\Seen)"));
         commands.push(format!("XHXID COPY {bad} Other"));
         commands.push(format!("XHXID MOVE {bad} Other"));
         commands.push(format!("XHXID EXPUNGE {bad}"));
         if !bad.contains(['"', '(']) {
-            commands.push(format!("XHXID EXPUNGE {},{bad}", x[1]));
+            commands.push(format!("XHXID EXPUNGE {good},{bad}"));
         }
     }
-    for bad in [
-        "foo-0",
-        "foo-",
-        "-1",
-        "1",
-        "*",
-        "1:*",
-        "foo-1,foo-2",
-        "(foo-1)",
-        "foo",
-        "@",
-        "@1",
-        "@1-",
-        "@-1",
-        "@x-1",
-        "@1-2-3",
-        "@4294967296-1",
-        "@1-4294967296",
-        "@1-1 @1-1",
-        "\"\"",
-        "foo-1  ",
-        "\"foo-1  foo-2\"",
-        "UID foo-1",
-        "NIL",
-        "foo-9223372036854775808",
-    ] {
-        if bad != "foo-1  " {
-            commands.push(format!("XHXID {bad}"));
-        }
-    }
-    for rest in [
-        "FETCH".to_owned(),
-        format!("FETCH {set}"),
-        format!("FETCH {set} ()"),
-        format!("FETCH {set} BODY[HEADER.FIELDS (SUBJECT)"),
-        format!("FETCH {set} FLAGS (CHANGEDSINCE 1 VANISHED)"),
-        "STORE".to_owned(),
-        format!("STORE {set}"),
-        format!("STORE {set} +FLAGS"),
-        "COPY".to_owned(),
-        format!("COPY {set}"),
-        format!("COPY {set} (Other)"),
-        format!("COPY {set} Other more"),
-        format!("MOVE {set}"),
-        "EXPUNGE".to_owned(),
-        format!("EXPUNGE {set} more"),
-        "SORT".to_owned(),
-        "SORT ()".to_owned(),
-        "SORT () UTF-8 ALL".to_owned(),
-        "SORT (REVERSE) UTF-8 ALL".to_owned(),
-        "SORT (DATE) ALL".to_owned(),
-        "THREAD".to_owned(),
-        "THREAD NOSUCH UTF-8 ALL".to_owned(),
-        "THREAD REFERENCES".to_owned(),
-    ] {
-        commands.push(format!("XHXID {rest}"));
-    }
-    for command in &commands {
-        let reply = client.bad(command);
-        let says = [
-            "expected", "Expected", "Missing", "empty", "use UID", "Unknown",
-        ];
-        assert!(
-            says.iter().any(|s| reply.text.contains(s)),
-            "{command}: {}",
-            reply.text
-        );
+    let forms = BAD_STATES.iter().chain(BAD_FORMS);
+    commands.extend(forms.map(|form| format!("XHXID {}", form.replace("SET", good))));
+    commands
+}
+
+#[test]
+fn malformed_commands_get_bad_say_what_was_expected_and_change_nothing() {
+    let (_server, mut client, x) = filled(Dovecot::setup(), 3);
+    client.ok("STORE 2 +FLAGS.SILENT (\\Deleted)");
+    client.ok("CREATE Other");
+    let before = picture(&mut client);
+    for command in malformed(&x[1]) {
+        let reply = client.bad(&command);
+        let says = ["xpected", "Missing", "empty", "use UID", "Unknown"];
+        let told = says.iter().any(|s| reply.text.contains(s));
+        assert!(told, "{command}: {}", reply.text);
         // The host ends sessions that send nothing but errors.
         client.ok("NOOP");
     }
-    for host in [
-        format!("XHXID FETCH {set} NOSUCHITEM"),
-        format!("XHXID FETCH {set} (FLAGS NOSUCHITEM)"),
-        format!("XHXID FETCH {set} FLAGS (NOSUCH 1)"),
-        format!("XHXID FETCH {set} FLAGS junk"),
-        format!("XHXID FETCH {set} XID.PEEK"),
-        "XHXID FETCH nobody-1 NOSUCHITEM".into(),
-        format!("XHXID STORE {set} NOSUCH (\\Seen)"),
-        format!("XHXID STORE {set} +FLAGS (\\NoSuchFlag)"),
-        format!("XHXID STORE {set} (NOSUCH 1) +FLAGS (\\Seen)"),
-        "XHXID STORE nobody-1 NOSUCH (\\Seen)".into(),
-        "XHXID SEARCH".into(),
-        "XHXID SEARCH NOSUCHKEY".into(),
-        "XHXID SEARCH RETURN (NOSUCH) ALL".into(),
-        "XHXID SEARCH RETURN (PARTIAL 0:1) ALL".into(),
-        "XHXID SEARCH RETURN (ALL PARTIAL 1:2) ALL".into(),
-        "XHXID SEARCH CHARSET".into(),
-        "XHXID SORT (NOSUCH) UTF-8 ALL".into(),
-        "XHXID SORT (DATE (SIZE)) UTF-8 ALL".into(),
-        "UID XHXID".into(),
-        format!("UID XHXID FETCH {set} FLAGS"),
-    ] {
-        client.bad(&host);
+    for command in BAD_WORDS {
+        client.bad(&command.replace("SET", &x[1]));
         client.ok("NOOP");
     }
     assert_eq!(picture(&mut client), before);
-    assert_eq!(
-        client.ok("STATUS Other (MESSAGES)").only("STATUS"),
-        "Other (MESSAGES 0)"
-    );
+    let other = client.ok("STATUS Other (MESSAGES)").only("STATUS");
+    assert_eq!(other, "Other (MESSAGES 0)");
 }
 
 #[test]
