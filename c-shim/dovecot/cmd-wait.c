@@ -478,7 +478,7 @@ xid_uid_set_below(const char *set, uint32_t watermark, uint32_t last_uid)
 	return str_c(str);
 }
 
-/* UID FETCH … (CHANGEDSINCE n VANISHED) names every expunged UID of the set,
+/* UID FETCH ... (CHANGEDSINCE n VANISHED) names every expunged UID of the set,
    also one that was expunged before it was stable. */
 static void xid_fetch_clip_vanished(struct client_command_context *cmd,
 				    const struct imap_arg *args)

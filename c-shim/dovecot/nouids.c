@@ -69,7 +69,7 @@ static bool xid_nouids_status(const struct imap_arg *args)
 	return !xid_list_is_empty(&args[1]);
 }
 
-/* LIST … RETURN (… STATUS (items)) */
+/* LIST ... RETURN (... STATUS (items)) */
 static bool xid_nouids_list(const struct imap_arg *args)
 {
 	const struct imap_arg *options;

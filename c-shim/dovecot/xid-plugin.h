@@ -11,8 +11,8 @@
      recover.c   messages that have none yet get theirs
      register.c  what the registry is told
      find.c      XID -> message, and what a client's state lacks
-   The imap process adds its commands (imap.c and its own files), issue by
-   issue.
+   The imap process adds its commands (xid-imap.h). UIDs that wait, and the
+   mode without UIDs, have their own header and files (wait.h).
 
    compat.h has the differences between host versions; no other file tests
    for them. */
