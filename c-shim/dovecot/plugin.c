@@ -15,6 +15,15 @@
 
 #define XID_USER_CONTEXT(obj) MODULE_CONTEXT(obj, xid_user_module)
 #define XID_MAILBOX_CONTEXT(obj) MODULE_CONTEXT(obj, xid_mailbox_module)
+#define XID_LIST_CONTEXT_REQUIRE(obj) \
+	MODULE_CONTEXT_REQUIRE(obj, xid_list_module)
+
+/* The only folder among our files (see src/table/fifo.rs). */
+#define XID_WAITERS_FOLDER "xid.waiters"
+
+struct xid_list {
+	union mailbox_list_module_context module_ctx;
+};
 
 void xid_shim_init(struct module *module);
 void xid_shim_deinit(void);
@@ -24,6 +33,8 @@ void xid_shim_doveadm_deinit(void);
 static MODULE_CONTEXT_DEFINE_INIT(xid_user_module, &mail_user_module_register);
 static MODULE_CONTEXT_DEFINE_INIT(xid_mailbox_module,
 				  &mail_storage_module_register);
+static MODULE_CONTEXT_DEFINE_INIT(xid_list_module,
+				  &mailbox_list_module_register);
 
 static unsigned int xid_refcount = 0;
 static ARRAY(xid_user_hook_t *) xid_user_hooks;
@@ -243,8 +254,39 @@ static void xid_mailbox_opened(struct mailbox *box)
 		xid_storage_mailbox_opened(xbox);
 }
 
+static bool xid_is_internal_name(struct mailbox_list *list, const char *name)
+{
+	struct xid_list *xlist = XID_LIST_CONTEXT_REQUIRE(list);
+
+	return strcmp(name, XID_WAITERS_FOLDER) == 0 ||
+		xlist->module_ctx.super.is_internal_name(list, name);
+}
+
+/* Where mailboxes are plain folders (maildir with LAYOUT=fs), our folder beside
+   the index must not be taken for one. The storage puts its own function into
+   the list only after mailbox_list_created. */
+static void xid_mail_namespaces_created(struct mail_namespace *namespaces)
+{
+	struct mail_namespace *ns;
+	struct mailbox_list *list;
+	struct xid_list *xlist;
+
+	for (ns = namespaces; ns != NULL; ns = ns->next) {
+		list = ns->list;
+		if (XID_USER_CONTEXT(ns->user) == NULL ||
+		    list->v.is_internal_name == NULL ||
+		    MODULE_CONTEXT(list, xid_list_module) != NULL)
+			continue;
+		xlist = p_new(list->pool, struct xid_list, 1);
+		xlist->module_ctx.super = list->v;
+		list->v.is_internal_name = xid_is_internal_name;
+		MODULE_CONTEXT_SET(list, xid_list_module, xlist);
+	}
+}
+
 static struct mail_storage_hooks xid_hooks = {
 	.mail_user_created = xid_mail_user_created,
+	.mail_namespaces_created = xid_mail_namespaces_created,
 	.mailbox_allocated = xid_mailbox_allocated,
 	.mailbox_opened = xid_mailbox_opened,
 };

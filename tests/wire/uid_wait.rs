@@ -617,3 +617,23 @@ fn a_mailbox_whose_index_is_in_memory_has_nobody_to_agree_with() {
     assert_eq!(next.as_deref(), Some("2"));
     assert_eq!(uids(&client.ok("UID FETCH 1:* (FLAGS)")), [1]);
 }
+
+#[test]
+fn the_files_of_the_plug_in_are_no_mailboxes_where_mailboxes_are_plain_folders() {
+    let fs = table().format(Format::Maildir).location(":LAYOUT=fs");
+    let server = inbox(fs, 1, 0);
+    let mut client = server.imap_in("alice", "INBOX");
+    client.ok("CREATE Other");
+    // A wait makes the folder of those that wait.
+    let tag = send_and_see_it_wait(&mut client, "UID FETCH 1:* (FLAGS)");
+    advance(&server, "alice", "INBOX", 1);
+    assert!(client.wait(&tag).is_ok());
+    assert!(server.mail_dir("alice").join("xid.waiters").is_dir());
+    let listed = server.imap("alice").ok("LIST \"\" *");
+    let names: Vec<String> = listed
+        .untagged("LIST")
+        .iter()
+        .map(|l| l.text().into_owned())
+        .collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+}
