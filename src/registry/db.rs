@@ -100,6 +100,12 @@ impl Db {
     }
 
     fn open_checked(path: &Path, witness: &Locked<'_>) -> Result<Self, Error> {
+        if path.is_dir() {
+            return Err(Error::Broken {
+                path: path.to_owned(),
+                why: "it is a folder".to_owned(),
+            });
+        }
         make_private(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let sql = |e| Error::sql(path, e);
