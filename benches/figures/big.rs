@@ -54,7 +54,7 @@ fn fill(server: &Dovecot, boxes: usize) {
 }
 
 fn read_figures(report: &mut Report, stock: &Dovecot, ours: &Dovecot) {
-    let mut fetch = |report: &mut Report, name: &'static str, command: &str| {
+    let fetch = |report: &mut Report, name: &'static str, command: &str| {
         if report.wants(&[name]) {
             let [base, ours] = [stock, ours].map(|server| move || once_warm(server, command));
             report.add_ratio(name, &alternate(report.rounds, base, ours), 1.02);

@@ -6,6 +6,7 @@
 
 #[path = "../../tests/wire/assign.rs"]
 mod assign;
+mod assigner;
 mod big;
 mod client;
 #[path = "../../tests/harness/mod.rs"]
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
     process::measure(&mut report);
     save::measure(&mut report);
     waiting::measure(&mut report);
+    assigner::measure(&mut report);
     big::measure(&mut report);
     report.print_table();
     ExitCode::SUCCESS

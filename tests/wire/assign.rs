@@ -20,7 +20,11 @@ pub struct Assigner {
 
 impl Assigner {
     pub fn open(server: &Dovecot, user: &str) -> Assigner {
-        let dir = CString::new(server.mail_dir(user).as_os_str().as_bytes()).expect("no NUL");
+        Assigner::open_dir(&server.mail_dir(user))
+    }
+
+    pub fn open_dir(dir: &std::path::Path) -> Assigner {
+        let dir = CString::new(dir.as_os_str().as_bytes()).expect("no NUL");
         let mut table = std::ptr::null_mut();
         // SAFETY: a C string, and room for a pointer.
         let ret = unsafe { imap_xid_table_open(dir.as_ptr(), &raw mut table) };
