@@ -8,6 +8,8 @@
 #![warn(missing_docs)]
 
 pub mod cluster;
+#[cfg(feature = "cluster")]
+pub mod etcd;
 pub mod ffi;
 pub mod log;
 pub mod registry;

@@ -69,6 +69,7 @@
 
 pub mod checks;
 mod config;
+pub mod etcd;
 pub mod imap;
 pub mod leak;
 mod lmtp;

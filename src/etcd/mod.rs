@@ -1,0 +1,415 @@
+//! The cluster's records in etcd: their keys, their encoding, and the transactions on them.
+//!
+//! This is all that the cluster stores. The protocol ([`crate::cluster`]) says what to read and
+//! write; here its values become keys. Everything a decision rests on is read in one etcd
+//! transaction, so that it is one moment's truth.
+
+mod encoding;
+mod keys;
+
+use std::time::Duration;
+
+use etcd_client::{
+    Client, Compare, CompareOp, ConnectOptions, GetOptions, KeyValue, LeaseKeepAliveStream,
+    LeaseKeeper, PutOptions, Txn as EtcdTxn, TxnOp, TxnOpResponse, WatchOptions, WatchStream,
+};
+
+use crate::cluster::{At, Condition, Incarnation, Node, Put, Rev, Snapshot, Tail, Txn};
+
+pub use encoding::BadRecord;
+pub use keys::{Changed, Keys, Mailbox};
+
+/// How long a closed gate stays closed when its holder dies, in seconds.
+const GATE_LEASE_SECONDS: i64 = 5;
+/// How often registration is tried again when another node registers at the same moment.
+const REGISTER_TRIES: u32 = 16;
+
+/// GUIDs and XIDs travel as text.
+pub type Text = String;
+
+/// What can go wrong between us and etcd.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// etcd cannot be reached or refused a request.
+    #[error("etcd: {0}; look at its endpoints, certificates and health")]
+    Etcd(#[from] etcd_client::Error),
+    /// A key holds what this version cannot read.
+    #[error("{key}: {why}; was it written by a newer xidd?")]
+    Record {
+        /// The key.
+        key: String,
+        /// What is wrong with its value.
+        why: BadRecord,
+    },
+    /// Two nodes are configured with one namespace, or with one name.
+    #[error("namespace {namespace} belongs to node {owner}: give this node its own xid_namespace")]
+    NamespaceTaken {
+        /// The namespace.
+        namespace: String,
+        /// Who has it.
+        owner: String,
+    },
+    /// More nodes than the protocol can number.
+    #[error("the cluster has 255 nodes already")]
+    TooManyNodes,
+    /// Others kept registering at the same moment.
+    #[error("registration did not succeed in {REGISTER_TRIES} tries; start xidd again")]
+    Contended,
+}
+
+/// Where etcd is.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Endpoints, as "https://10.0.0.1:2379".
+    pub endpoints: Vec<String>,
+    /// Name of the cluster: several can share one etcd.
+    pub cluster: String,
+    /// Time limit of one request.
+    pub timeout: Duration,
+    /// Certificates; `None`: plain connections.
+    pub tls: Option<etcd_client::TlsOptions>,
+}
+
+/// What a node is to the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// The node's number.
+    pub node: Node,
+    /// Which of its disks this is.
+    pub incarnation: Incarnation,
+}
+
+/// The cluster's records.
+#[derive(Clone)]
+pub struct Store {
+    client: Client,
+    keys: Keys,
+}
+
+impl Store {
+    /// Connects to etcd.
+    ///
+    /// # Errors
+    /// When no endpoint can be reached.
+    pub async fn connect(settings: &Settings) -> Result<Store, Error> {
+        let mut options = ConnectOptions::new()
+            .with_timeout(settings.timeout)
+            .with_connect_timeout(settings.timeout)
+            .with_require_leader(true);
+        if let Some(tls) = &settings.tls {
+            options = options.with_tls(tls.clone());
+        }
+        let client = Client::connect(&settings.endpoints, Some(options)).await?;
+        Ok(Store {
+            client,
+            keys: Keys::new(&settings.cluster),
+        })
+    }
+
+    /// The cluster's keys.
+    #[must_use]
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// Makes the node known, or finds it again. `disk` identifies the node's disk: another one
+    /// than last time is a new incarnation.
+    ///
+    /// # Errors
+    /// [`Error::NamespaceTaken`] when another node has the namespace.
+    pub async fn register(
+        &mut self,
+        name: &str,
+        namespace: &str,
+        disk: &str,
+    ) -> Result<Registration, Error> {
+        for _ in 0..REGISTER_TRIES {
+            if let Some(done) = self.try_register(name, namespace, disk).await? {
+                return Ok(done);
+            }
+        }
+        Err(Error::Contended)
+    }
+
+    /// `None`: somebody else changed the members meanwhile.
+    async fn try_register(
+        &mut self,
+        name: &str,
+        namespace: &str,
+        disk: &str,
+    ) -> Result<Option<Registration>, Error> {
+        let all = self.keys.nodes();
+        let options = Some(GetOptions::new().with_prefix());
+        let answer = self.client.get(all.as_str(), options).await?;
+        let members = answer.kvs();
+        let mut known = Vec::new();
+        for kv in members {
+            known.push((
+                encoding::member(kv.value()).map_err(|e| bad(kv, e))?,
+                kv.mod_revision(),
+            ));
+        }
+        if let Some((other, _)) = known
+            .iter()
+            .find(|(m, _)| m.namespace == namespace && m.name != name)
+        {
+            return Err(Error::NamespaceTaken {
+                namespace: namespace.into(),
+                owner: other.name.clone(),
+            });
+        }
+        let mine = known.iter().find(|(member, _)| member.name == name);
+        if let Some((member, _)) = mine
+            && member.disk == disk
+            && member.namespace == namespace
+        {
+            return Ok(Some(member.registration()));
+        }
+        let member = match mine {
+            Some((member, _)) => member.on_disk(disk, namespace),
+            None => encoding::Member {
+                name: name.into(),
+                namespace: namespace.into(),
+                disk: disk.into(),
+                node: free_number(known.iter().map(|(m, _)| m.node))?,
+                incarnation: 0,
+            },
+        };
+        // The number, the namespace: nobody else may take them between our look and our write.
+        let latest = known
+            .iter()
+            .map(|(_, revision)| *revision)
+            .max()
+            .unwrap_or(0);
+        let txn = EtcdTxn::new()
+            .when([Compare::mod_revision(all.as_str(), CompareOp::Less, latest + 1).with_prefix()])
+            .and_then([TxnOp::put(
+                self.keys.node(name),
+                encoding::encode(&member),
+                None,
+            )]);
+        let answer = self.client.txn(txn).await?;
+        Ok(answer.succeeded().then(|| member.registration()))
+    }
+
+    /// Puts the node's liveness key under a lease of so many seconds. The lease must be kept
+    /// alive through what is returned; when it ends, the others may go on without the node.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached.
+    pub async fn enter(&mut self, me: &Registration, seconds: i64) -> Result<Lease, Error> {
+        let lease = self.client.lease_grant(seconds, None).await?.id();
+        let options = Some(PutOptions::new().with_lease(lease));
+        let key = self.keys.alive(me.node, me.incarnation);
+        self.client.put(key, "", options).await?;
+        let (keeper, answers) = self.client.lease_keep_alive(lease).await?;
+        Ok(Lease {
+            lease,
+            keeper,
+            answers,
+        })
+    }
+
+    /// Gives the lease back: the others need not wait for its end.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached; the lease then ends by itself.
+    pub async fn leave(&mut self, lease: Lease) -> Result<(), Error> {
+        self.client.lease_revoke(lease.lease).await?;
+        Ok(())
+    }
+
+    /// Everything a decision on a mailbox rests on, as of one moment.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached, or holds what we cannot read.
+    pub async fn snapshot(&mut self, mailbox: &Mailbox) -> Result<Snapshot<Text, Text>, Error> {
+        let prefix = || Some(GetOptions::new().with_prefix());
+        let keys_only = || Some(GetOptions::new().with_prefix().with_keys_only());
+        let txn = EtcdTxn::new().and_then([
+            TxnOp::get(self.keys.mailbox(mailbox), prefix()),
+            TxnOp::get(self.keys.all_alive(), keys_only()),
+            TxnOp::get(self.keys.nodes(), prefix()),
+        ]);
+        let answer = self.client.txn(txn).await?;
+        let mut ranges = answer.op_responses().into_iter().map(|op| match op {
+            TxnOpResponse::Get(mut get) => get.take_kvs(),
+            _ => Vec::new(),
+        });
+        let mut next = || ranges.next().unwrap_or_default();
+        let (of_mailbox, alive, nodes) = (next(), next(), next());
+        self.assemble(mailbox, &of_mailbox, &alive, &nodes)
+    }
+
+    fn assemble(
+        &self,
+        mailbox: &Mailbox,
+        of_mailbox: &[KeyValue],
+        alive: &[KeyValue],
+        nodes: &[KeyValue],
+    ) -> Result<Snapshot<Text, Text>, Error> {
+        let mut snapshot = Snapshot {
+            stable: None,
+            tails: std::collections::BTreeMap::new(),
+            gate: None,
+            alive: alive
+                .iter()
+                .filter_map(|kv| self.keys.parse_alive(kv.key()))
+                .collect(),
+            complete: false,
+        };
+        for kv in of_mailbox {
+            self.take_in(mailbox, kv, &mut snapshot)?;
+        }
+        let mut complete = true;
+        for kv in nodes {
+            let member = encoding::member(kv.value()).map_err(|e| bad(kv, e))?;
+            let me = member.registration();
+            complete &= snapshot.alive.get(&me.node) == Some(&me.incarnation);
+        }
+        snapshot.complete = complete;
+        Ok(snapshot)
+    }
+
+    fn take_in(
+        &self,
+        mailbox: &Mailbox,
+        kv: &KeyValue,
+        snapshot: &mut Snapshot<Text, Text>,
+    ) -> Result<(), Error> {
+        let rev = Rev(u64::try_from(kv.mod_revision()).unwrap_or(0));
+        match self.keys.parse_part(mailbox, kv.key()) {
+            Some(Changed::Stable) => {
+                let value = encoding::stable(kv.value()).map_err(|e| bad(kv, e))?;
+                snapshot.stable = Some(At { rev, value });
+            }
+            Some(Changed::Tail(node)) => {
+                let value: Tail<Text, Text> = encoding::tail(kv.value()).map_err(|e| bad(kv, e))?;
+                snapshot.tails.insert(node, At { rev, value });
+            }
+            Some(Changed::Gate) => {
+                snapshot.gate = Some(encoding::gate(kv.value()).map_err(|e| bad(kv, e))?);
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Runs a transaction of the protocol. False: a condition did not hold, nothing was written.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached: then it may or may not have been carried out.
+    pub async fn run(&mut self, mailbox: &Mailbox, txn: &Txn<Text, Text>) -> Result<bool, Error> {
+        let closes = txn.then.iter().any(|put| matches!(put, Put::Gate(_)));
+        let lease = match closes {
+            true => Some(
+                self.client
+                    .lease_grant(GATE_LEASE_SECONDS, None)
+                    .await?
+                    .id(),
+            ),
+            false => None,
+        };
+        let when: Vec<Compare> = txn.when.iter().map(|c| self.compare(mailbox, c)).collect();
+        let then: Vec<TxnOp> = txn
+            .then
+            .iter()
+            .map(|p| self.write(mailbox, p, lease))
+            .collect();
+        let answer = self
+            .client
+            .txn(EtcdTxn::new().when(when).and_then(then))
+            .await?;
+        if let (false, Some(lease)) = (answer.succeeded(), lease) {
+            // It would end by itself; a failure is of no consequence.
+            let _ = self.client.lease_revoke(lease).await;
+        }
+        Ok(answer.succeeded())
+    }
+
+    fn compare(&self, mailbox: &Mailbox, condition: &Condition) -> Compare {
+        let revision = |rev: &Rev| i64::try_from(rev.0).unwrap_or(i64::MAX);
+        // An absent key has revision and version 0.
+        match condition {
+            Condition::Stable(rev) => {
+                Compare::mod_revision(self.keys.stable(mailbox), CompareOp::Equal, revision(rev))
+            }
+            Condition::Tail(node, rev) => Compare::mod_revision(
+                self.keys.tail(mailbox, *node),
+                CompareOp::Equal,
+                revision(rev),
+            ),
+            Condition::Dead(node, incarnation) => {
+                Compare::version(self.keys.alive(*node, *incarnation), CompareOp::Equal, 0)
+            }
+            Condition::GateOpen => Compare::version(self.keys.gate(mailbox), CompareOp::Equal, 0),
+            Condition::GateOf(node) => Compare::value(
+                self.keys.gate(mailbox),
+                CompareOp::Equal,
+                encoding::encode_gate(*node),
+            ),
+        }
+    }
+
+    fn write(&self, mailbox: &Mailbox, put: &Put<Text, Text>, lease: Option<i64>) -> TxnOp {
+        match put {
+            Put::Stable(stable) => TxnOp::put(
+                self.keys.stable(mailbox),
+                encoding::encode_stable(stable),
+                None,
+            ),
+            Put::Tail(node, tail) => TxnOp::put(
+                self.keys.tail(mailbox, *node),
+                encoding::encode_tail(tail),
+                None,
+            ),
+            Put::DropTail(node) => TxnOp::delete(self.keys.tail(mailbox, *node), None),
+            Put::Gate(node) => TxnOp::put(
+                self.keys.gate(mailbox),
+                encoding::encode_gate(*node),
+                lease.map(|id| PutOptions::new().with_lease(id)),
+            ),
+            Put::DropGate => TxnOp::delete(self.keys.gate(mailbox), None),
+        }
+    }
+
+    /// Hears of every change of the cluster's records from now on.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached.
+    pub async fn watch(&mut self) -> Result<WatchStream, Error> {
+        let options = Some(WatchOptions::new().with_prefix());
+        Ok(self.client.watch(self.keys.root(), options).await?)
+    }
+}
+
+/// A node's claim to be alive.
+pub struct Lease {
+    lease: i64,
+    keeper: LeaseKeeper,
+    answers: LeaseKeepAliveStream,
+}
+
+impl Lease {
+    /// Keeps the lease. False: it has ended, and with it the membership.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached: the lease may still live for a while.
+    pub async fn keep(&mut self) -> Result<bool, Error> {
+        self.keeper.keep_alive().await?;
+        let answer = self.answers.message().await?;
+        Ok(answer.is_some_and(|answer| answer.ttl() > 0))
+    }
+}
+
+fn free_number(taken: impl Iterator<Item = u8>) -> Result<u8, Error> {
+    let highest = taken.max().unwrap_or(0);
+    highest.checked_add(1).ok_or(Error::TooManyNodes)
+}
+
+fn bad(kv: &KeyValue, why: BadRecord) -> Error {
+    Error::Record {
+        key: String::from_utf8_lossy(kv.key()).into_owned(),
+        why,
+    }
+}

@@ -1,0 +1,211 @@
+//! The cluster's records, in a real etcd.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::time::Duration;
+
+use harness::etcd::Etcd;
+use imap_xid::cluster::{Condition, Entry, Incarnation, Kind, Node, Put, Rev, Stable, Tail, Txn};
+use imap_xid::etcd::{Error, Mailbox, Settings, Store};
+
+/// Long enough for no test to lose its lease by the machine's slowness.
+const LEASE_SECONDS: i64 = 60;
+
+fn with_store<F: Future<Output = Result<(), Error>>>(test: impl FnOnce(Vec<String>, Store) -> F) {
+    let etcd = Etcd::start();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("tokio");
+    let settings = Settings {
+        endpoints: etcd.endpoints(),
+        cluster: "test".into(),
+        timeout: Duration::from_secs(30),
+        tls: None,
+    };
+    let work = async { test(etcd.endpoints(), Store::connect(&settings).await?).await };
+    runtime.block_on(work).expect("etcd answers");
+}
+
+fn mailbox() -> Mailbox {
+    Mailbox {
+        user: "a/lice".into(),
+        guid: [7; 16],
+    }
+}
+
+fn create(node: Node) -> Txn<String, String> {
+    let holders = BTreeMap::from([(node, Incarnation(0))]);
+    Txn {
+        kind: Kind::Create,
+        when: vec![Condition::Stable(Rev(0))],
+        then: vec![Put::Stable(Stable {
+            uid: 3,
+            floor: 0,
+            holders,
+        })],
+    }
+}
+
+fn tail(end: u32) -> Tail<String, String> {
+    let entry = |uid| Entry {
+        uid,
+        guid: format!("g{uid}"),
+        xid: format!("a-{uid}"),
+        expunged: uid == 5,
+    };
+    Tail {
+        firm: true,
+        end,
+        next: end + 1,
+        entries: (4..=end).map(entry).collect(),
+    }
+}
+
+#[test]
+fn a_node_is_registered_once_and_found_again() {
+    with_store(|_, mut store| async move {
+        let first = store.register("n1", "n1", "disk").await?;
+        let second = store.register("n2", "n2", "disk").await?;
+        assert_ne!(first.node, second.node);
+        assert_eq!(store.register("n1", "n1", "disk").await?, first);
+        let replaced = store.register("n1", "n1", "new disk").await?;
+        assert_eq!(replaced.node, first.node);
+        assert_eq!(replaced.incarnation, Incarnation(first.incarnation.0 + 1));
+        Ok(())
+    });
+}
+
+#[test]
+fn two_nodes_with_one_namespace_are_refused() {
+    with_store(|_, mut store| async move {
+        store.register("n1", "mail", "disk").await?;
+        let refused = store.register("n2", "mail", "disk").await;
+        assert!(matches!(refused, Err(Error::NamespaceTaken { owner, .. }) if owner == "n1"));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_snapshot_has_what_transactions_wrote_and_who_is_alive() {
+    with_store(|_, mut store| async move {
+        let me = store.register("n1", "n1", "disk").await?;
+        let empty = store.snapshot(&mailbox()).await?;
+        assert!(empty.stable.is_none() && empty.alive.is_empty() && !empty.complete);
+        let mut lease = store.enter(&me, LEASE_SECONDS).await?;
+        assert!(lease.keep().await?);
+        assert!(store.run(&mailbox(), &create(me.node)).await?);
+        let stable = store
+            .snapshot(&mailbox())
+            .await?
+            .stable
+            .expect("the record");
+        let publish = Txn {
+            kind: Kind::Publish,
+            when: vec![
+                Condition::Stable(stable.rev),
+                Condition::Tail(me.node, Rev(0)),
+            ],
+            then: vec![Put::Tail(me.node, tail(6))],
+        };
+        assert!(store.run(&mailbox(), &publish).await?);
+        assert!(
+            !store.run(&mailbox(), &publish).await?,
+            "the tail has moved"
+        );
+        let seen = store.snapshot(&mailbox()).await?;
+        assert_eq!(seen.tails[&me.node].value, tail(6));
+        assert_eq!(seen.alive, BTreeMap::from([(me.node, me.incarnation)]));
+        assert!(seen.complete);
+        store.leave(lease).await?;
+        assert!(store.snapshot(&mailbox()).await?.alive.is_empty());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_transaction_whose_condition_fails_writes_nothing() {
+    with_store(|_, mut store| async move {
+        let me = store.register("n1", "n1", "disk").await?;
+        let lease = store.enter(&me, LEASE_SECONDS).await?;
+        assert!(store.run(&mailbox(), &create(me.node)).await?);
+        let dead = Condition::Dead(me.node, me.incarnation);
+        let drop_tail = |when| Txn {
+            kind: Kind::Shrink,
+            when: vec![when],
+            then: vec![Put::DropTail(me.node)],
+        };
+        let write = Txn {
+            kind: Kind::Publish,
+            when: vec![],
+            then: vec![Put::Tail(me.node, tail(4))],
+        };
+        assert!(store.run(&mailbox(), &write).await?);
+        assert!(
+            !store.run(&mailbox(), &drop_tail(dead.clone())).await?,
+            "the node is alive"
+        );
+        assert_eq!(store.snapshot(&mailbox()).await?.tails.len(), 1);
+        store.leave(lease).await?;
+        assert!(store.run(&mailbox(), &drop_tail(dead)).await?);
+        assert!(store.snapshot(&mailbox()).await?.tails.is_empty());
+        Ok(())
+    });
+}
+
+#[test]
+fn only_one_node_holds_the_gate() {
+    with_store(|_, mut store| async move {
+        let close = |node| Txn {
+            kind: Kind::CloseGate,
+            when: vec![Condition::GateOpen],
+            then: vec![Put::Gate(node)],
+        };
+        let open = |node| Txn {
+            kind: Kind::OpenGate,
+            when: vec![Condition::GateOf(node)],
+            then: vec![Put::DropGate],
+        };
+        assert!(store.run(&mailbox(), &close(Node(1))).await?);
+        assert!(!store.run(&mailbox(), &close(Node(2))).await?);
+        assert_eq!(store.snapshot(&mailbox()).await?.gate, Some(Node(1)));
+        assert!(!store.run(&mailbox(), &open(Node(2))).await?);
+        assert!(store.run(&mailbox(), &open(Node(1))).await?);
+        assert_eq!(store.snapshot(&mailbox()).await?.gate, None);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_change_is_heard_of_by_its_mailbox() {
+    with_store(|_, mut store| async move {
+        let mut watch = store.watch().await?;
+        assert!(store.run(&mailbox(), &create(Node(1))).await?);
+        let heard = loop {
+            let message = watch.message().await?.expect("the watch goes on");
+            let keys = message.events().iter().filter_map(|event| event.kv());
+            let parsed = keys.filter_map(|kv| store.keys().parse(kv.key())).next();
+            if let Some((heard, _)) = parsed {
+                break heard;
+            }
+        };
+        assert_eq!(heard, mailbox());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_record_that_cannot_be_read_is_an_error_that_names_its_key() {
+    with_store(|endpoints, mut store| async move {
+        let mut client = etcd_client::Client::connect(endpoints, None).await?;
+        client
+            .put(store.keys().stable(&mailbox()), "not JSON", None)
+            .await?;
+        let error = store.snapshot(&mailbox()).await.expect_err("unreadable");
+        assert!(error.to_string().contains("/stable"), "{error}");
+        Ok(())
+    });
+}
