@@ -8,6 +8,8 @@ use std::hint::black_box;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use criterion::Criterion;
@@ -205,24 +207,54 @@ fn wait_for(mailbox: &Mailbox, uid: u32, in_loop: bool) -> u64 {
     woken
 }
 
+/// Memory that forked processes share: when each woke, for each UID.
+struct Woken {
+    words: &'static [AtomicU64],
+}
+
+impl Woken {
+    fn new(words: usize) -> Woken {
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: new memory, all zeroes, which is never unmapped.
+        let words = unsafe {
+            let at = libc::mmap(std::ptr::null_mut(), words * 8, protection, flags, -1, 0);
+            assert_ne!(at, libc::MAP_FAILED);
+            std::slice::from_raw_parts(at.cast::<AtomicU64>(), words)
+        };
+        Woken { words }
+    }
+
+    fn count(&self) -> usize {
+        self.words
+            .iter()
+            .filter(|word| word.load(Relaxed) != 0)
+            .count()
+    }
+}
+
 /// Forks processes that wait for each of the UIDs up to `last_uid`, advances when all wait, and
-/// gives the nanoseconds from each advance until each process was awake.
+/// gives the nanoseconds from each advance until each process was awake. A process that woke
+/// goes to sleep at once: what it would do next is not the table's.
 fn wakes(processes: usize, last_uid: u32, in_loop: bool) -> Vec<u64> {
     let dir = tempfile::tempdir().expect("a folder");
     let table = Arc::new(Table::open(dir.path()).expect("the table").0);
     let attached = table.attach(&guid(0, 0), 1, b"", 0, &mut NoStore);
     let mailbox = attached.expect("a slot").0;
     mailbox.filled(last_uid).expect("a UID");
+    let woken = Woken::new(processes * last_uid as usize);
     let children: Vec<libc::pid_t> = (0..processes)
         // SAFETY: this program has one thread; the child exits without destructors.
         .map(|process| match unsafe { libc::fork() } {
             0 => {
-                let woken: Vec<u8> = (1..=last_uid)
-                    .flat_map(|uid| wait_for(&mailbox, uid, in_loop).to_ne_bytes())
-                    .collect();
-                fs::write(dir.path().join(format!("woken{process}")), woken).expect("a file");
-                // SAFETY: ends the child.
-                unsafe { libc::_exit(0) }
+                for uid in 1..=last_uid {
+                    let word = (uid as usize - 1) * processes + process;
+                    woken.words[word].store(wait_for(&mailbox, uid, in_loop), Relaxed);
+                }
+                // SAFETY: waits for the parent's SIGKILL.
+                loop {
+                    unsafe { libc::pause() };
+                }
             }
             pid => pid,
         })
@@ -230,32 +262,30 @@ fn wakes(processes: usize, last_uid: u32, in_loop: bool) -> Vec<u64> {
     let mut advanced = Vec::new();
     for uid in 1..=last_uid {
         while mailbox.info().expect("a mailbox").waiters < processes as u32 {
-            std::thread::sleep(Duration::from_micros(200));
+            std::thread::sleep(Duration::from_millis(if processes > 1 { 50 } else { 0 }));
         }
         // Announced is not asleep yet.
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(if processes > 1 { 200 } else { 1 }));
         advanced.push(clock());
         mailbox.advance(uid, &mut NoStore).expect("an advance");
     }
-    for pid in children {
-        let mut status = 1;
-        // SAFETY: our own child, room for its status.
-        unsafe { libc::waitpid(pid, &mut status, 0) };
-        assert_eq!(status, 0, "a process failed");
+    let start = Instant::now();
+    while woken.count() < woken.words.len() {
+        assert!(start.elapsed() < LIMIT, "a process did not wake");
+        std::thread::sleep(Duration::from_millis(10));
     }
-    let mut times: Vec<u64> = (0..processes)
-        .flat_map(|process| {
-            let woken = fs::read(dir.path().join(format!("woken{process}"))).expect("its times");
-            let woken = woken.chunks_exact(8).map(|bytes| {
-                let mut word = [0; 8];
-                word.copy_from_slice(bytes);
-                u64::from_ne_bytes(word)
-            });
-            woken
-                .zip(&advanced)
-                .map(|(woken, advanced)| woken - advanced)
-                .collect::<Vec<_>>()
-        })
+    for pid in children {
+        // SAFETY: our own child, which nobody waited for yet.
+        unsafe {
+            libc::kill(pid, libc::SIGKILL);
+            libc::waitpid(pid, std::ptr::null_mut(), 0);
+        }
+    }
+    let mut times: Vec<u64> = woken
+        .words
+        .chunks_exact(processes)
+        .zip(&advanced)
+        .flat_map(|(row, advanced)| row.iter().map(move |word| word.load(Relaxed) - advanced))
         .collect();
     times.sort_unstable();
     times
