@@ -3,6 +3,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 mod server;
+mod settings;
 mod table;
 
 use std::path::Path;
