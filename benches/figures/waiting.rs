@@ -132,7 +132,7 @@ fn advances(report: &mut Report) {
 }
 
 fn many_clients(report: &mut Report) {
-    let conf = "service imap {\n client_limit = 250\n service_count = 0\n process_limit = 8\n}
+    let conf = "service imap {\n client_limit = 250\n service_count = 0\n process_limit = 8\n vsz_limit = 8G\n}
 mail_max_userip_connections = 0\n";
     let server = table().conf(conf).start();
     server.append(USER, "INBOX", &message(1));
