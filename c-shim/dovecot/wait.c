@@ -138,6 +138,10 @@ static int xid_wait_attach_from(struct xid_wait_mailbox *wbox,
 			"no place in the UID-assignment table: "
 			"UIDs of new messages wait");
 	} else {
+		/* under another UIDVALIDITY there are other UIDs */
+		if (wbox->attached_uid_validity !=
+		    wbox->xbox->core_uid_validity)
+			wbox->last_watermark = 0;
 		wbox->attached = core;
 		wbox->attached_uid_validity = wbox->xbox->core_uid_validity;
 	}
