@@ -207,6 +207,8 @@ impl Fuzz<'_> {
             }
             5..=7 => format!("{uid}STORE {set} {}", self.flags()),
             8 => format!("{uid}STORE {set} (UNCHANGEDSINCE 5) {}", self.flags()),
+            // Copies of copies would soon be all that there is.
+            9 | 10 if session.exists > 60 => "STORE 1:40 +FLAGS.SILENT (\\Deleted)".into(),
             9 => format!("{uid}COPY {set} {other}"),
             10 => format!("{uid}MOVE {set} {other}"),
             11 => "EXPUNGE".into(),
