@@ -11,7 +11,7 @@ use world::{Cluster, Msg, RULES, World};
 const HELP: &str = "\
 cluster-model NODES MESSAGES [NAME=VALUE]...
 Checks the cluster protocol exhaustively, breadth first, or by random walks.
-  expire= crash= kill= expunge= disk= save=   how often each fault may happen (default 0)
+  expire= crash= kill= expunge= disk= save= stray= how often each fault may happen (default 0)
   window= gate=      UIDs above S; syncs before the gate is closed (2, 1)
   split=1            decide and act in two steps
   settle=N           check I6 in one state of N (16; 0: never)
@@ -48,12 +48,13 @@ fn main() {
             "kill" => cluster.budget.kill = value as u8,
             "expunge" => cluster.budget.expunge = value as u8,
             "disk" => cluster.budget.disk = value as u8,
+            "stray" => cluster.budget.stray = value as u8,
             "save" => cluster.budget.save = value as u8,
             "window" => cluster.window = value as u32,
             "gate" => cluster.gate_after = value as u8,
             "split" => cluster.split = value != 0,
             "settle" => cluster.settle_one_in = value,
-            "random" => random = value as usize,
+            "random" => (random, cluster.walking) = (value as usize, true),
             "seed" => seed = value,
             "limit" => limit = value as usize,
             "threads" => threads = value as usize,

@@ -23,6 +23,7 @@ fn cluster(nodes: u8, messages: u8, faults: &[&str]) -> Cluster {
             "expunge" => budget.expunge = 1,
             "disk" => budget.disk = 1,
             "save" => budget.save = 1,
+            "stray" => budget.stray = 1,
             other => panic!("{other}: no such fault"),
         }
     }
@@ -51,12 +52,15 @@ fn holds_everywhere(cluster: Cluster) {
 
 /// Visits so many states by random walks.
 fn holds_at_random(cluster: Cluster, steps: usize, seed: u64) {
-    let checker = cluster
-        .checker()
-        .finish_when(HasDiscoveries::AnyFailures)
-        .target_state_count(steps)
-        .spawn_simulation(seed, UniformChooser)
-        .join();
+    let checker = Cluster {
+        walking: true,
+        ..cluster
+    }
+    .checker()
+    .finish_when(HasDiscoveries::AnyFailures)
+    .target_state_count(steps)
+    .spawn_simulation(seed, UniformChooser)
+    .join();
     checker.assert_properties();
     assert!(
         checker.state_count() >= steps / 2,
@@ -82,6 +86,26 @@ fn needs(rule: &str, invariant: &str, cluster: Cluster) {
     );
 }
 
+/// The same, where the counterexample is too deep to be found breadth first.
+fn needs_at_random(rule: &str, invariant: &str, cluster: Cluster) {
+    let checker = Cluster {
+        walking: true,
+        ..cluster
+    }
+    .without(rule)
+    .checker()
+    .finish_when(HasDiscoveries::AnyFailures)
+    .target_state_count(1_000_000)
+    .spawn_simulation(1, UniformChooser)
+    .join();
+    let found = checker.discoveries();
+    let names: Vec<_> = found.keys().collect();
+    assert!(
+        found.keys().any(|name| name.starts_with(invariant)),
+        "without {rule} {invariant} should break in some way; broken: {names:?}"
+    );
+}
+
 /// Without looking whether everything becomes stable: looking for another invariant.
 fn never_settling(cluster: Cluster) -> Cluster {
     Cluster {
@@ -92,6 +116,28 @@ fn never_settling(cluster: Cluster) -> Cluster {
 
 fn soak() -> bool {
     std::env::var_os("IMAP_XID_SOAK").is_some()
+}
+
+#[test]
+fn the_model_reaches_what_it_is_about() {
+    let dropped = vec![
+        "all messages are shown everywhere",
+        "a node was dropped and is back",
+        "a message moved after another node had it",
+    ];
+    holds_everywhere(Cluster {
+        events: dropped,
+        ..cluster(2, 1, &["expire"])
+    });
+    let clashing = vec![
+        "all messages are shown everywhere",
+        "the gate is closed",
+        "a promise is refused to be broken",
+    ];
+    holds_everywhere(Cluster {
+        events: clashing,
+        ..cluster(2, 2, &[])
+    });
 }
 
 #[test]
@@ -108,7 +154,9 @@ fn every_rule_can_be_left_out() {
 
 #[test]
 fn one_message_survives_each_fault() {
-    for fault in ["expire", "crash", "kill", "expunge", "disk", "save"] {
+    for fault in [
+        "expire", "crash", "kill", "expunge", "disk", "save", "stray",
+    ] {
         holds_everywhere(cluster(2, 1, &[fault]));
     }
 }
@@ -145,13 +193,20 @@ fn deciding_and_acting_may_be_far_apart() {
 }
 
 #[test]
+fn a_dsync_by_hand_does_no_harm() {
+    holds_everywhere(cluster(2, 1, &["expire", "stray"]));
+}
+
+#[test]
 fn three_nodes_agree() {
     holds_everywhere(cluster(3, 1, &[]));
 }
 
 #[test]
 fn random_walks_with_all_faults_find_nothing() {
-    let all = ["expire", "crash", "kill", "expunge", "disk", "save"];
+    let all = [
+        "expire", "crash", "kill", "expunge", "disk", "save", "stray",
+    ];
     let factor = if soak() { 100 } else { 1 };
     holds_at_random(cluster(2, 3, &all), 60_000 * factor, 1);
     holds_at_random(cluster(3, 3, &all), 60_000 * factor, 2);
@@ -171,7 +226,9 @@ fn large_clusters_hold_everywhere() {
     holds_everywhere(sparse(cluster(2, 2, &["kill", "expunge"])));
     holds_everywhere(sparse(cluster(2, 2, &["disk"])));
     holds_everywhere(sparse(cluster(2, 2, &["crash"])));
-    holds_everywhere(sparse(cluster(3, 1, &["expire"])));
+    holds_everywhere(sparse(cluster(2, 2, &["stray"])));
+    holds_at_random(cluster(2, 2, &["expire", "crash"]), 2_000_000, 3);
+    holds_at_random(cluster(3, 1, &["expire"]), 2_000_000, 4);
 }
 
 #[test]
@@ -253,4 +310,30 @@ fn a_promise_makes_durable_what_it_covers() {
 #[test]
 fn whoever_closed_the_gate_opens_it() {
     needs("open_gate", "I6", cluster(2, 1, &["expire"]));
+}
+
+#[test]
+fn only_a_holder_drops_holders() {
+    let mut cluster = never_settling(cluster(2, 1, &["expire"]));
+    cluster.budget.expire = 2;
+    needs("shrink_as_holder", "I1", cluster);
+}
+
+#[test]
+fn a_state_without_a_mark_misses_messages() {
+    needs(
+        "mark_in_state",
+        "I4",
+        never_settling(cluster(2, 3, &["kill", "save"])),
+    );
+}
+
+#[test]
+fn a_node_passes_s_with_its_next_uid_before_it_joins() {
+    let faults = ["expire", "crash", "expunge"];
+    needs_at_random(
+        "join_passes_stable",
+        "I2",
+        never_settling(cluster(2, 2, &faults)),
+    );
 }

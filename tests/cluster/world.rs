@@ -33,6 +33,8 @@ pub struct Budget {
     pub disk: u8,
     /// A client saves its XHXID state.
     pub save: u8,
+    /// Somebody starts a dsync by hand, between any two nodes.
+    pub stray: u8,
 }
 
 /// Rules that hosts, plug-in and clients keep, rather than the core.
@@ -82,6 +84,10 @@ pub struct Cluster {
     pub host: HostRules,
     /// Decide and act in two steps, not in one.
     pub split: bool,
+    /// Also ask that these things happen at all, by name.
+    pub events: Vec<&'static str>,
+    /// Name only actions that change something: the paths of random walks need it.
+    pub walking: bool,
     /// I6 is checked in one state of so many (each check plays the cluster to its end); 0: never.
     pub settle_one_in: u64,
 }
@@ -99,6 +105,8 @@ impl Default for Cluster {
             rules: Rules::default(),
             host: HostRules::default(),
             split: false,
+            events: Vec::new(),
+            walking: false,
             settle_one_in: 16,
         }
     }
@@ -248,6 +256,7 @@ pub enum Action {
     Append(u8),
     Expunge(u8, Guid),
     Save(u8),
+    Stray(u8, u8),
     /// The daemon looks and takes the next step.
     Turn(u8),
     /// The daemon does what it decided.
@@ -443,10 +452,104 @@ impl Cluster {
         }
     }
 
+    /// What may happen next.
+    fn offered(&self, world: &World, actions: &mut Vec<Action>) {
+        // What is broken stays broken: nothing more is to be learned behind it.
+        if world.ghost.broken.is_some() {
+            return;
+        }
+        let left = &world.left;
+        for (n, host) in world.hosts.iter().enumerate() {
+            let n = n as u8;
+            let alive = world.etcd.alive.get(&Node(n)) == Some(&Incarnation(host.incarnation));
+            if !host.up {
+                actions.push(Action::Restart(n));
+                if world.etcd.alive.contains_key(&Node(n)) {
+                    actions.push(Action::Expire(n));
+                }
+                continue;
+            }
+            actions.push(if host.doing.is_some() {
+                Action::Do(n)
+            } else {
+                Action::Turn(n)
+            });
+            if left.append > 0 {
+                actions.push(Action::Append(n));
+            }
+            if left.expunge > 0 {
+                actions.extend(host.mail.iter().map(|m| Action::Expunge(n, m.guid)));
+            }
+            if left.save > 0 {
+                actions.push(Action::Save(n));
+            }
+            if left.expire > 0 && alive {
+                actions.push(Action::Expire(n));
+            }
+            if left.stray > 0 {
+                let others = (0..self.nodes).filter(|other| *other != n);
+                actions.extend(others.map(|other| Action::Stray(n, other)));
+            }
+            if left.crash > 0 {
+                actions.push(Action::Crash(n));
+            }
+            if left.disk > 0 {
+                actions.push(Action::LoseDisk(n));
+            }
+        }
+        actions.extend((0..world.flights.len()).map(Action::Land));
+        for (i, sync) in world.syncs.iter().enumerate() {
+            for (j, side) in sync.sides.iter().enumerate().filter(|(_, s)| !s.done) {
+                actions.push(Action::Commit(i, j));
+                if left.kill > 0 {
+                    actions.extend((0..=side.plain.len() + 1).map(|k| Action::Kill(i, j, k)));
+                }
+            }
+        }
+    }
+
+    /// What must happen in some state, or else the model checks less than it seems to.
+    fn possible(&self) -> Vec<Property<Cluster>> {
+        vec![
+            Property::sometimes(
+                "all messages are shown everywhere",
+                |c: &Cluster, w: &World| {
+                    let all = usize::from(c.budget.append);
+                    w.ghost.shown.len() == all && c.is_settled(w)
+                },
+            ),
+            Property::sometimes("a message is staged", |_, w: &World| {
+                w.hosts.iter().any(|h| !h.stage.is_empty())
+            }),
+            Property::sometimes("the gate is closed", |_, w: &World| w.etcd.gate.is_some()),
+            Property::sometimes("a node was dropped and is back", |_, w: &World| {
+                let stable = &w.etcd.stable.value;
+                stable.floor > 0 && stable.holders.len() == w.hosts.len() && stable.uid > 0
+            }),
+            Property::sometimes(
+                "a message moved after another node had it",
+                |_, w: &World| {
+                    let moved = |h: &Host| h.gone.iter().any(|g| h.live(g.guid));
+                    w.hosts.iter().filter(|h| moved(h)).count() > 1
+                },
+            ),
+            Property::sometimes(
+                "a promise is refused to be broken",
+                |c: &Cluster, w: &World| {
+                    w.syncs.iter().flat_map(|s| &s.sides).any(|side| {
+                        let host = &w.hosts[side.node as usize];
+                        !side.done && !c.may_renumber(host, &side.renumbering)
+                    })
+                },
+            ),
+        ]
+    }
+
     /// More UIDs than a mailbox of this size can need: a few floors.
     fn enough_uids(&self) -> Uid {
         let floor = 2 * self.window * Uid::from(self.nodes);
-        let faults = self.budget.expire + self.budget.crash + self.budget.kill + self.budget.disk;
+        let b = &self.budget;
+        let faults = b.expire + b.crash + b.kill + b.disk + b.stray;
         floor * (Uid::from(faults) + 3)
     }
 
@@ -1216,53 +1319,9 @@ impl Model for Cluster {
     }
 
     fn actions(&self, world: &World, actions: &mut Vec<Action>) {
-        // What is broken stays broken: nothing more is to be learned behind it.
-        if world.ghost.broken.is_some() {
-            return;
-        }
-        let left = &world.left;
-        for (n, host) in world.hosts.iter().enumerate() {
-            let n = n as u8;
-            let alive = world.etcd.alive.get(&Node(n)) == Some(&Incarnation(host.incarnation));
-            if !host.up {
-                actions.push(Action::Restart(n));
-                if world.etcd.alive.contains_key(&Node(n)) {
-                    actions.push(Action::Expire(n));
-                }
-                continue;
-            }
-            actions.push(if host.doing.is_some() {
-                Action::Do(n)
-            } else {
-                Action::Turn(n)
-            });
-            if left.append > 0 {
-                actions.push(Action::Append(n));
-            }
-            if left.expunge > 0 {
-                actions.extend(host.mail.iter().map(|m| Action::Expunge(n, m.guid)));
-            }
-            if left.save > 0 {
-                actions.push(Action::Save(n));
-            }
-            if left.expire > 0 && alive {
-                actions.push(Action::Expire(n));
-            }
-            if left.crash > 0 {
-                actions.push(Action::Crash(n));
-            }
-            if left.disk > 0 {
-                actions.push(Action::LoseDisk(n));
-            }
-        }
-        actions.extend((0..world.flights.len()).map(Action::Land));
-        for (i, sync) in world.syncs.iter().enumerate() {
-            for (j, side) in sync.sides.iter().enumerate().filter(|(_, s)| !s.done) {
-                actions.push(Action::Commit(i, j));
-                if left.kill > 0 {
-                    actions.extend((0..=side.plain.len() + 1).map(|k| Action::Kill(i, j, k)));
-                }
-            }
+        self.offered(world, actions);
+        if self.walking {
+            actions.retain(|action| self.next_state(world, action.clone()).is_some());
         }
     }
 
@@ -1274,6 +1333,10 @@ impl Model for Cluster {
             Action::Save(n) => {
                 self.save(&mut world, n);
                 true
+            }
+            Action::Stray(n, other) => {
+                world.left.stray -= 1;
+                self.start_sync(&mut world, n, other, true, false)
             }
             Action::Turn(n) => self.turn(&mut world, n),
             Action::Do(n) => {
@@ -1332,7 +1395,7 @@ impl Model for Cluster {
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        vec![
+        let mut all = vec![
             Property::always(
                 "I1 a UID names one message everywhere for ever",
                 |_, w: &World| w.ghost.broken != Some(Broken::I1),
@@ -1360,6 +1423,12 @@ impl Model for Cluster {
                     c.settle_one_in != 0 && stateright_hash(w).is_multiple_of(c.settle_one_in);
                 !due || c.settle(w).is_ok()
             }),
-        ]
+        ];
+        all.extend(
+            self.possible()
+                .into_iter()
+                .filter(|p| self.events.contains(&p.name)),
+        );
+        all
     }
 }
