@@ -203,7 +203,7 @@ impl Load {
     /// Kills processes that are serving somebody.
     fn kill(&self, target: usize, mut random: Random) {
         while self.kills.load(Ordering::SeqCst) < target {
-            std::thread::sleep(Duration::from_micros(random.below(40_000) as u64));
+            std::thread::sleep(Duration::from_micros(random.below(100_000) as u64));
             let service = *random.pick(&["imap", "imap", "lmtp"]);
             let busy: Vec<u32> = self
                 .server

@@ -110,6 +110,10 @@ fn stressed(program: &str, format: Format, plugin: bool, extra: &[&str]) -> Vec<
     let output = run(&mut command, b"");
     let text = output.stdout + &output.stderr;
     assert!(!text.contains("Panic"), "imaptest itself failed:\n{text}");
+    assert!(
+        server.log().contains("user=<stress>"),
+        "imaptest did not log in:\n{text}"
+    );
     if plugin {
         server.checked_all("stress");
     }
