@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// The places, and how a setting is written there.
-const PLACES: [(&str, fn(&str) -> String); 3] = [
+/// A place in the tree, and how a setting stands there.
+type Place = (&'static str, fn(&str) -> String);
+
+const PLACES: [Place; 3] = [
     ("packaging/90-xid.conf", |name| format!("  #{name} = ")),
     ("packaging/man/dovecot-xid.7", |name| {
         format!("\n.It Cm {name}\n")
