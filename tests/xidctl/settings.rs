@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// The places, and how a setting is written there.
 /// A place in the tree, and how a setting stands there.
 type Place = (&'static str, fn(&str) -> String);
 
