@@ -3,6 +3,7 @@
    ever fails a command: the registry finds out by itself what it missed. */
 #include "xid-index.h"
 #include "wait.h"
+#include "guid.h"
 #include "mail-namespace.h"
 #include "mailbox-list-iter.h"
 
@@ -26,18 +27,59 @@ struct xid_guid_reader *xid_guid_reader_init(struct xid_mailbox *xbox)
 	return reader;
 }
 
+/* mdbox keeps 128 bits of each GUID in the index. To read the GUID itself it
+   opens the message's file, and where that is broken the whole storage is
+   rebuilt: nothing that a delivery should bring about for an old message. In
+   a cluster the GUID must be what other nodes call it, whatever they store
+   their mail in. */
+static bool xid_guids_are_short(struct xid_mailbox *xbox)
+{
+	return strcmp(xbox->box->storage->name, "mdbox") == 0 &&
+		xbox->xuser->set.uid_source == XID_UID_SOURCE_LOCAL;
+}
+
+const char *xid_guid_registered(struct xid_mailbox *xbox, const char *guid)
+{
+	guid_128_t guid_128;
+
+	if (*guid == '\0' || !xid_guids_are_short(xbox))
+		return guid;
+	mail_generate_guid_128_hash(guid, guid_128);
+	return guid_128_to_string(guid_128);
+}
+
+static const char *
+xid_guid_read_short(struct xid_guid_reader *reader, uint32_t seq)
+{
+	struct mailbox *box = reader->mail->box;
+	const void *guid_128;
+	uint32_t ext_id;
+
+	if (!mail_index_ext_lookup(box->index, "guid", &ext_id))
+		return NULL;
+	mail_index_lookup_ext(reader->t->view, seq, ext_id, &guid_128, NULL);
+	if (guid_128 == NULL || guid_128_is_empty(guid_128))
+		return NULL;
+	return guid_128_to_string(guid_128);
+}
+
 const char *xid_guid_read(struct xid_guid_reader *reader, uint32_t seq)
 {
-	struct mail_storage *storage = reader->mail->box->storage;
+	struct mailbox *box = reader->mail->box;
+	struct xid_mailbox *xbox = xid_mailbox_context(box);
+	struct mail_storage *storage = box->storage;
 	const char *guid;
 
+	if (xid_guids_are_short(xbox) &&
+	    (guid = xid_guid_read_short(reader, seq)) != NULL)
+		return guid;
 	mail_set_seq(reader->mail, seq);
 	/* The caller's error is not ours to overwrite. */
 	mail_storage_last_error_push(storage);
 	if (mail_get_special(reader->mail, MAIL_FETCH_GUID, &guid) < 0)
 		guid = "";
 	mail_storage_last_error_pop(storage);
-	return guid;
+	return xid_guid_registered(xbox, guid);
 }
 
 void xid_guid_reader_deinit(struct xid_guid_reader **_reader)

@@ -280,7 +280,9 @@ xid_append_guid(struct mailbox_transaction_context *t,
 {
 	if (xid_storage_is_maildir(t->box))
 		return xid_maildir_guid(t->box, append->uid);
-	return saved != NULL && saved->guid != NULL ? saved->guid : "";
+	if (saved == NULL || saved->guid == NULL)
+		return "";
+	return xid_guid_registered(xid_mailbox_context(t->box), saved->guid);
 }
 
 /* The index may hear only now of a file that is in the uidlist already. */

@@ -69,7 +69,10 @@ void xid_mailbox_renamed(struct mailbox *box);
 /* find.c: make the registry know all messages of box->view. -1 = do without. */
 int xid_registry_cover(struct xid_mailbox *xbox);
 
-/* GUIDs of messages of box->view. */
+/* A message's GUID as the registry has it. Allocated from the data stack. */
+const char *xid_guid_registered(struct xid_mailbox *xbox, const char *guid);
+
+/* GUIDs of messages of box->view, as the registry has them. */
 struct xid_guid_reader;
 struct xid_guid_reader *xid_guid_reader_init(struct xid_mailbox *xbox);
 /* "" = it has none, or it cannot be read. Valid until the next read. */
