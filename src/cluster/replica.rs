@@ -751,22 +751,23 @@ fn enter<G: Ident, X: Ident>(
 }
 
 /// Moves what is not part of the stable prefix out of its way.
+///
+/// Only at or below S, where it is decided that no holder has this message under this UID:
+/// replication carries the removal on, by UID and GUID, and above S the source may have the very
+/// same message, and make it stable.
 fn clear<G: Ident, X: Ident>(
     local: &Local<G, X>,
     source: &Source<G, X>,
     s: Uid,
 ) -> Option<Step<G, X>> {
     let stays = |uid: Uid, guid: &G| {
-        uid <= s
-            && source
-                .entries
-                .iter()
-                .any(|e| e.uid == uid && e.guid == *guid)
+        let same = |e: &Entry<G, X>| e.uid == uid && e.guid == *guid;
+        source.entries.iter().any(same)
     };
     let extra = local
         .entries
         .iter()
-        .filter(|e| !e.expunged && !stays(e.uid, &e.guid));
+        .filter(|e| !e.expunged && e.uid <= s && !stays(e.uid, &e.guid));
     let (saved, unsaved): (Vec<_>, Vec<_>) =
         extra.partition(|e| local.staged.iter().any(|s| s.guid == e.guid));
     if !unsaved.is_empty() {
@@ -777,4 +778,83 @@ fn clear<G: Ident, X: Ident>(
     (!saved.is_empty()).then(|| Step::DropMain {
         uids: saved.iter().map(|e| e.uid).collect(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::types::View;
+    use super::*;
+
+    fn message(uid: Uid, guid: &'static str) -> Entry<&'static str, u64> {
+        Entry {
+            uid,
+            guid,
+            xid: u64::from(uid),
+            expunged: false,
+        }
+    }
+
+    /// What a node that is no holder does, S being 9, its source having `theirs`.
+    fn joining(
+        ours: &[Entry<&'static str, u64>],
+        theirs: &[Entry<&'static str, u64>],
+    ) -> Step<&'static str, u64> {
+        let (me, source, disk) = (Node(1), Node(0), Incarnation(1));
+        let config = Config {
+            me,
+            incarnation: disk,
+            window: 100,
+            chunk: 10,
+            gate_after: 1,
+            rules: Rules::default(),
+        };
+        let value = Stable {
+            uid: 9,
+            floor: 0,
+            holders: [(source, disk)].into(),
+        };
+        let view = View {
+            etcd: Snapshot {
+                stable: Some(At { rev: Rev(5), value }),
+                tails: BTreeMap::new(),
+                gate: None,
+                alive: [(me, disk), (source, disk)].into(),
+                complete: true,
+            },
+            local: Local {
+                entries: ours.to_vec(),
+                next: ours.last().map_or(1, |e| e.uid + 1),
+                promised: 0,
+                shown: 0,
+                limit: 100,
+                bound: 100,
+                gated: true,
+                staged: Vec::new(),
+            },
+            source: Some(Source {
+                node: source,
+                rev: Rev(5),
+                entries: theirs.to_vec(),
+            }),
+        };
+        Replica::default().next(&config, &view)
+    }
+
+    #[test]
+    fn what_is_not_in_the_stable_prefix_is_staged() {
+        let step = joining(&[message(9, "mine")], &[message(9, "theirs")]);
+        assert_eq!(step, Step::Stage { uids: vec![9] });
+    }
+
+    /// Its removal would travel to the source, which may have made it stable meanwhile.
+    #[test]
+    fn what_lies_above_s_is_not_staged() {
+        let step = joining(
+            &[message(8, "old"), message(10, "new")],
+            &[message(9, "theirs")],
+        );
+        assert_eq!(step, Step::Stage { uids: vec![8] });
+        let step = joining(&[message(10, "new")], &[message(9, "theirs")]);
+        assert!(matches!(step, Step::Sync { joining: true, .. }), "{step:?}");
+    }
 }
