@@ -20,12 +20,16 @@ pub(super) const NAME: &str = "xid.table";
 /// What a table is called while it is made.
 const NEW_NAME: &str = "xid.table.new";
 
-/// What is mapped first, and what each later mapping doubles. More than the file has is mapped,
-/// so that growing needs no new mapping most of the time; address space is all that it costs.
-const FIRST_CHUNK: u64 = 1 << 20;
+/// What is mapped first, and what each later mapping doubles, in bytes. More than the file has is
+/// mapped, so that growing needs no new mapping most of the time. Not much more: address space is
+/// what hosts limit (`vsz_limit`), and a process may serve hundreds of users.
+const FIRST_CHUNK: u64 = 1 << 16;
 
-/// Mappings, each as long as all before it together: 2^20 .. 2^38, which u32 cell indices need.
-const CHUNKS: usize = 19;
+/// Mappings, each as long as all before it together: 2^16 .. 2^38, which u32 cell indices need.
+const CHUNKS: usize = 23;
+
+/// More than the file ever grows by at once, in bytes: a size beyond it was not written by us.
+const GROWTH_LIMIT: u64 = 1 << 20;
 
 /// What the file grows by, at least: the table of a user with few mailboxes stays small.
 const STEP: u64 = 16 * 1024;
@@ -176,7 +180,7 @@ impl Mapped {
             .file
             .metadata()
             .map_err(|e| Error::io("look at", &self.path, e))?;
-        if meta.len() < old || end > old + FIRST_CHUNK {
+        if meta.len() < old || end > old + GROWTH_LIMIT {
             return Err(self.damaged("it is not as long as it should be"));
         }
         let new = end.max(old + (old / 8).max(STEP)).next_multiple_of(STEP);
