@@ -7,7 +7,20 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     if env::var_os("CARGO_FEATURE_DOVECOT").is_some() {
         dovecot();
+        lazy_sqlite();
     }
+}
+
+/// What a host's plug-in calls in place of a linked SQLite (see the file).
+fn lazy_sqlite() {
+    println!("cargo::rerun-if-changed=c-shim/sqlite");
+    cc::Build::new()
+        .file("c-shim/sqlite/lazy.c")
+        .std("gnu11")
+        .flag("-Wall")
+        .flag("-Wextra")
+        .warnings_into_errors(env::var_os("IMAP_XID_WERROR").is_some())
+        .compile("xid_lazy_sqlite");
 }
 
 /// Builds `c-shim/dovecot` against the headers of the installed dovecot-dev.

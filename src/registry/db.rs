@@ -106,6 +106,7 @@ impl Db {
                 why: "it is a folder".to_owned(),
             });
         }
+        super::sqlite::load()?;
         make_private(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let sql = |e| Error::sql(path, e);

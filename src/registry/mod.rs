@@ -20,6 +20,7 @@ pub mod journal;
 mod numbers;
 mod recovery;
 mod rows;
+mod sqlite;
 mod verify;
 mod watermarks;
 mod witness;

@@ -56,12 +56,12 @@ impl Mapped {
         let boot_id = boot_id()?;
         let path = dir.join(NAME);
         if let Verdict::Good(table) = examine(&path, &boot_id)? {
-            return Ok((table, Opened::Existing));
+            return Ok((*table, Opened::Existing));
         }
         let folder = Folder::lock(dir)?;
         // Another process may have made it while this one waited for the folder.
         let opened = match examine(&path, &boot_id)? {
-            Verdict::Good(table) => return Ok((table, Opened::Existing)),
+            Verdict::Good(table) => return Ok((*table, Opened::Existing)),
             Verdict::Missing => Opened::Created,
             Verdict::Stale => Opened::AfterBoot,
             Verdict::Damaged(why) => {
@@ -261,7 +261,7 @@ fn allocate(file: &File, from: u64, to: u64) -> io::Result<()> {
 
 /// What a look at the file said.
 enum Verdict {
-    Good(Mapped),
+    Good(Box<Mapped>),
     Missing,
     /// Of an earlier boot: what it says is past, and nobody uses it.
     Stale,
@@ -310,7 +310,7 @@ fn examine(path: &Path, boot_id: &[u8; 16]) -> Result<Verdict, Error> {
         return Ok(Verdict::Damaged("it was cut"));
     }
     table.seen.store(size, Ordering::Release);
-    Ok(Verdict::Good(table))
+    Ok(Verdict::Good(Box::new(table)))
 }
 
 /// Refuses what must not be replaced either, since replacing it would not help or do harm.

@@ -118,3 +118,18 @@ fn the_plug_in_is_loaded_by_every_process() {
         assert!(output.stderr.contains(file), "{file}: {output:?}");
     }
 }
+
+#[test]
+fn the_plug_in_loads_sqlite_only_when_it_is_needed() {
+    let output = std::process::Command::new("readelf")
+        .arg("-d")
+        .arg(plugin_path())
+        .output()
+        .expect("readelf (package binutils)");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("libc.so"), "{text}");
+    assert!(
+        !text.contains("libsqlite3"),
+        "a function of SQLite is missing in c-shim/sqlite/lazy.c:\n{text}"
+    );
+}
