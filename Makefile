@@ -6,6 +6,8 @@ SHELL := /bin/bash
 CARGO ?= cargo
 # Compiler processes at once.
 JOBS ?= 2
+# Tests at once: most of the time they wait for a server.
+export RUST_TEST_THREADS ?= 4
 PREFIX ?= /usr
 SYSCONFDIR ?= /etc
 # Dovecot's module folder: the plug-in goes there, and a link for doveadm into doveadm/ below it.
