@@ -9,6 +9,24 @@ fn main() {
         dovecot();
         lazy_sqlite();
     }
+    if env::var_os("CARGO_FEATURE_CLI").is_some() {
+        record_layout();
+    }
+}
+
+/// The layout of XIDs in an index, from the shim's header, for xidctl.
+fn record_layout() {
+    let header = "c-shim/dovecot/xid-record.h";
+    println!("cargo::rerun-if-changed={header}");
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    bindgen::Builder::default()
+        .header(header)
+        .allowlist_file(".*xid-record[.]h")
+        .generate_cstr(true)
+        .generate()
+        .expect("the shim's header is plain C (libclang is needed: libclang-dev)")
+        .write_to_file(out.join("xid_record.rs"))
+        .expect("OUT_DIR can be written");
 }
 
 /// What a host's plug-in calls in place of a linked SQLite (see the file).

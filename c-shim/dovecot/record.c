@@ -6,8 +6,6 @@
 #include "mail-index-private.h"
 #include "mail-index-view-private.h"
 
-#define XID_EXT_NAME "xid"
-#define XID_HEADER_VERSION 1
 /* Room for one namespace from the start: a node without a cluster never
    needs more, and growing the header is an index change of its own. */
 #define XID_EXT_HEADER_SIZE \

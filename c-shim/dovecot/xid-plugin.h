@@ -18,6 +18,7 @@
    for them. */
 
 #include "compat.h"
+#include "xid-record.h"
 #include "array.h"
 #include "seq-range-array.h"
 #include "module-context.h"
@@ -160,33 +161,8 @@ void xid_user_log_memory(struct xid_user *xuser, struct mailbox *box);
 void xid_mailbox_log_error(struct xid_mailbox *xbox, const char *what);
 
 /*
- * XIDs in the index (record.c)
+ * XIDs in the index (record.c; xid-record.h has the layout)
  */
-
-/* The index extension's record. number 0 = no XID. */
-struct xid_record {
-	uint64_t number;
-	/* which entry of the extension's header names the namespace */
-	uint32_t ns;
-	uint32_t reserved;
-};
-
-#define XID_NAMESPACE_SIZE 64
-
-/* The extension's header: this, then count times struct xid_header_entry. */
-struct xid_header {
-	uint32_t version;
-	uint32_t count;
-	/* Every UID up to this one that is in the mailbox has an XID. */
-	uint32_t covered_uid;
-	uint32_t reserved;
-};
-
-struct xid_header_entry {
-	/* the highest number ever given in this mailbox, expunged ones too */
-	uint64_t high;
-	char name[XID_NAMESPACE_SIZE];
-};
 
 /* The namespaces of the mailbox, as the view saw them (not newer ones): for
    the state code. Returns how many. */

@@ -4,18 +4,23 @@
 //! waits for UIDs to become stable.
 
 use std::collections::BTreeMap;
+use std::mem::offset_of;
 
 use crate::error::Error;
 use crate::host::{Host, Mailbox};
 
-/// The name of the index extension.
-const EXTENSION: &str = "xid";
-/// The layout of its header that this release knows.
-const VERSION: u32 = 1;
+/// The layout, as the shim's own header has it (c-shim/dovecot/xid-record.h).
+#[allow(dead_code, non_camel_case_types, missing_docs)]
+mod shim {
+    include!(concat!(env!("OUT_DIR"), "/xid_record.rs"));
+}
+
+use shim::{XID_HEADER_VERSION, xid_header, xid_header_entry, xid_record};
+
 /// Octets of the header before its entries, of an entry, and of a message's record.
-const HEADER_SIZE: usize = 16;
-const ENTRY_SIZE: usize = 72;
-const RECORD_SIZE: usize = 16;
+const HEADER_SIZE: usize = size_of::<xid_header>();
+const ENTRY_SIZE: usize = size_of::<xid_header_entry>();
+const RECORD_SIZE: usize = size_of::<xid_record>();
 
 /// A message in an index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +101,7 @@ impl Parser {
     fn line(&mut self, line: &str) {
         let Ok(index) = &mut self.index else { return };
         let done = if let Some(name) = line.strip_prefix("name ........ = ") {
-            self.ours = name == EXTENSION;
+            self.ours = name.as_bytes() == extension_name();
             Ok(())
         } else if let Some(header) = line
             .strip_prefix("header ........ = ")
@@ -134,7 +139,8 @@ fn uid_of(record: &str) -> Result<u32, String> {
 /// `4 xid       :            (0100...)`: None for other extensions, and for a record of zeros.
 fn xid_of(extension: &str) -> Result<Option<(usize, u64)>, String> {
     let mut words = extension.split_whitespace();
-    if words.nth(1).map(|name| name.trim_end_matches(':')) != Some(EXTENSION) {
+    let name = words.nth(1).map(|name| name.trim_end_matches(':'));
+    if name.map(str::as_bytes) != Some(extension_name()) {
         return Ok(None);
     }
     let hex = extension
@@ -144,32 +150,32 @@ fn xid_of(extension: &str) -> Result<Option<(usize, u64)>, String> {
         .and_then(unhex)
         .filter(|bytes| bytes.len() == RECORD_SIZE);
     let bytes = bytes.ok_or_else(|| format!("a record of another size: {extension:?}"))?;
-    let number = u64::from_ne_bytes(bytes_at(&bytes, 0));
-    let namespace = u32::from_ne_bytes(bytes_at(&bytes, 8));
+    let number = u64::from_ne_bytes(bytes_at(&bytes, offset_of!(xid_record, number)));
+    let namespace = u32::from_ne_bytes(bytes_at(&bytes, offset_of!(xid_record, ns)));
     Ok((number != 0).then_some((namespace as usize, number)))
 }
 
 fn header_entries(hex: &str) -> Result<Vec<(String, u64)>, String> {
     let bytes = unhex(hex).filter(|bytes| bytes.len() >= HEADER_SIZE);
     let bytes = bytes.ok_or_else(|| "the extension's header is too short".to_owned())?;
-    let version = u32::from_ne_bytes(bytes_at(&bytes, 0));
-    if version != VERSION {
+    let version = u32::from_ne_bytes(bytes_at(&bytes, offset_of!(xid_header, version)));
+    if version != XID_HEADER_VERSION {
         return Err(format!(
-            "its extension has version {version}, known is {VERSION}"
+            "its extension has version {version}, known is {XID_HEADER_VERSION}"
         ));
     }
-    let count = u32::from_ne_bytes(bytes_at(&bytes, 4)) as usize;
+    let count = u32::from_ne_bytes(bytes_at(&bytes, offset_of!(xid_header, count))) as usize;
     let entries = bytes[HEADER_SIZE..]
         .chunks_exact(ENTRY_SIZE)
         .take(count)
         .map(|entry| {
-            let name = entry[8..]
+            let name = entry[offset_of!(xid_header_entry, name)..]
                 .split(|&byte| byte == 0)
                 .next()
                 .unwrap_or_default();
             (
                 String::from_utf8_lossy(name).into_owned(),
-                u64::from_ne_bytes(bytes_at(entry, 0)),
+                u64::from_ne_bytes(bytes_at(entry, offset_of!(xid_header_entry, high))),
             )
         });
     let entries: Vec<_> = entries.collect();
@@ -180,6 +186,11 @@ fn header_entries(hex: &str) -> Result<Vec<(String, u64)>, String> {
         ));
     }
     Ok(entries)
+}
+
+/// The name of the index extension, without C's NUL.
+fn extension_name() -> &'static [u8] {
+    shim::XID_EXT_NAME.to_bytes()
 }
 
 /// Octets at a place that is known to be there; zeros otherwise.
@@ -211,7 +222,7 @@ mod tests {
 
     fn header(names: &[(&str, u64)]) -> String {
         let mut bytes = Vec::new();
-        for word in [VERSION, names.len() as u32, 0, 0] {
+        for word in [XID_HEADER_VERSION, names.len() as u32, 0, 0] {
             bytes.extend(word.to_ne_bytes());
         }
         for (name, high) in names {
