@@ -163,7 +163,15 @@ impl Check<'_> {
     /// when the mailboxes are looked at.
     fn whole(&mut self, repair: bool) -> Result<(), Error> {
         let _owner = self.place.as_owner()?;
-        for finding in self.registry.verify()? {
+        let findings = match self.registry.verify() {
+            // So broken that it could not even be looked at: it is moved aside already.
+            Err(imap_xid::registry::Error::Broken { why, .. }) => {
+                self.note(None, What::Damaged(why), repair);
+                return Ok(());
+            }
+            findings => findings?,
+        };
+        for finding in findings {
             let (what, repairable) = match finding {
                 Finding::Damaged(text) => (What::Damaged(text), repair),
                 other => (What::Registry(other.to_string()), false),
