@@ -676,7 +676,7 @@ void xid_leak_close(struct xid_wait_mailbox *wbox)
 
 /*
  * FETCH that fails half way. The host then closes the empty line with the
- * message's UID. A message that is not stable is shown as gone for now.
+ * message's UID. A message whose UID is not stable is shown as gone there.
  */
 
 static MODULE_CONTEXT_DEFINE_INIT(xid_leak_mail_module, &mail_module_register);
