@@ -9,6 +9,8 @@
 
 pub mod cluster;
 #[cfg(feature = "cluster")]
+pub mod daemon;
+#[cfg(feature = "cluster")]
 pub mod etcd;
 pub mod ffi;
 pub mod log;
