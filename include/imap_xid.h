@@ -296,6 +296,14 @@ typedef struct imap_xid_table_box {
      */
     uint32_t promised;
     /**
+     * The highest UID that a new message may get; 0: not known since the boot.
+     */
+    uint32_t limit;
+    /**
+     * The highest UID that replication may bring; 0: not known since the boot.
+     */
+    uint32_t bound;
+    /**
      * Not used.
      */
     uint32_t reserved;
@@ -375,6 +383,14 @@ typedef struct imap_xid_counters {
      * Commits that waited for a gate.
      */
     uint64_t gate_waits;
+    /**
+     * Commits that waited for UIDs, since there were as many that are not stable as can be.
+     */
+    uint64_t limit_waits;
+    /**
+     * Commits that were refused since they would have changed what is stable or promised.
+     */
+    uint64_t refusals;
     /**
      * Times that a watermark rose.
      */
@@ -831,8 +847,8 @@ void imap_xid_recovery_free(struct imap_xid_recovery *recovery);
  * Gives the mailbox its place in the table. Needed before any other call on its watermark; again
  * whenever the mailbox was opened anew. `last_uid` is the highest UID that was ever given in the
  * mailbox (its UIDNEXT - 1), also by others: a mailbox without a watermark starts there, with all
- * that it holds as stable. The box must have been opened with its UIDVALIDITY, and its root with
- * a uid_source other than local.
+ * that it holds as stable; in a cluster it starts at 0, with nothing stable. The box must have
+ * been opened with its UIDVALIDITY, and its root with a uid_source other than local.
  *
  * Returns 0, or 1 when messages above the watermark may be missing from the table (after a
  * reboot, or because a process was killed right after its commit): then add all messages above
@@ -975,6 +991,94 @@ int32_t imap_xid_box_gate_wait(struct imap_xid_box *xbox,
  * `xbox` is a mailbox.
  */
 uint32_t imap_xid_box_promised(const struct imap_xid_box *xbox);
+
+/**
+ * Notes in the table that this node promises to renumber nothing up to `uid`; a lower one than
+ * before takes back. For the cluster daemon's side, under the mailbox's own rules for it.
+ *
+ * Returns 0, or an error: then nothing was promised.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox.
+ */
+int32_t imap_xid_box_promise(struct imap_xid_box *xbox, uint32_t uid);
+
+/**
+ * The highest UID that a new message may get here. 0: not known since the boot, so nothing holds
+ * new messages back. Loads only.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox.
+ */
+uint32_t imap_xid_box_limit(const struct imap_xid_box *xbox);
+
+/**
+ * The highest UID that replication may bring here. 0: not known since the boot. Loads only.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox.
+ */
+uint32_t imap_xid_box_bound(const struct imap_xid_box *xbox);
+
+/**
+ * Says how far UIDs may go, of new messages (limit) and by replication (bound); 0: not known.
+ * Wakes who waits for room. For the cluster daemon's side. Lost with a reboot.
+ *
+ * Returns 0, or an error.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox.
+ */
+int32_t imap_xid_box_set_limits(struct imap_xid_box *xbox, uint32_t limit, uint32_t bound);
+
+/**
+ * Sleeps until new messages may have UIDs up to `uid`, `timeout_ms` at most; counts the wait if
+ * there is one. Hold no lock meanwhile.
+ *
+ * Returns 1 when they may, 0 when the time is over or a signal came before, or an error, which
+ * counts as 1.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox.
+ */
+int32_t imap_xid_box_limit_wait(struct imap_xid_box *xbox,
+                                uint32_t uid,
+                                uint32_t timeout_ms);
+
+/**
+ * Counts a commit that was refused since it would have changed what is stable or promised.
+ *
+ * Returns 0, or an error that need not stop anything.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox.
+ */
+int32_t imap_xid_box_count_refusal(struct imap_xid_box *xbox);
+
+/**
+ * As imap_xid_table_advance(), for a mailbox at hand: makes every UID up to `uid` stable,
+ * durably, and wakes who waits for them. The watermark never goes down.
+ *
+ * Returns as imap_xid_table_advance().
+ *
+ * The caller promises:
+ * `xbox` is a mailbox.
+ */
+int32_t imap_xid_box_advance(struct imap_xid_box *xbox, uint32_t uid);
+
+/**
+ * Closes the mailbox's gate: new commits wait, for `lease_ms` milliseconds from now at most; 0
+ * opens it. `owner` says who: any number but 0 that the same program uses again, from whichever
+ * of its processes. Call again before the lease ends to go on.
+ *
+ * Returns 0, or an error: IMAP_XID_ERR_BUSY when another owner closed it.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox.
+ */
+int32_t imap_xid_box_close_gate(struct imap_xid_box *xbox,
+                                uint64_t owner,
+                                uint64_t lease_ms);
 
 /**
  * Makes something for an event loop to watch: from here on it is readable after every advance of
@@ -1147,6 +1251,33 @@ int32_t imap_xid_table_hold(struct imap_xid_table *table,
 int32_t imap_xid_table_gate(struct imap_xid_table *table,
                             const uint8_t *guid,
                             uint64_t lease_ms);
+
+/**
+ * Notes that this node promises to renumber nothing up to `uid` in a mailbox; a lower one than
+ * before takes back.
+ *
+ * Returns 0, or an error: then nothing was promised.
+ *
+ * The caller promises:
+ * `table` is a table, `guid` points to 16 octets.
+ */
+int32_t imap_xid_table_promise(struct imap_xid_table *table,
+                               const uint8_t *guid,
+                               uint32_t uid);
+
+/**
+ * Says how far UIDs may go in a mailbox, of new messages (limit) and by replication (bound); 0:
+ * not known. Wakes who waits for room. Lost with a reboot.
+ *
+ * Returns 0, or an error.
+ *
+ * The caller promises:
+ * `table` is a table, `guid` points to 16 octets.
+ */
+int32_t imap_xid_table_set_limits(struct imap_xid_table *table,
+                                  const uint8_t *guid,
+                                  uint32_t limit,
+                                  uint32_t bound);
 
 /**
  * Sleeps until messages became pending in any mailbox since the last call (or since the table

@@ -57,6 +57,12 @@ xid_delivery_wait(struct xid_wait_mailbox *wbox, uint32_t uid,
 	return stable;
 }
 
+/* What the gate is closed for: replication, and what the daemon does itself. */
+static bool xid_user_replicates(const struct xid_user *xuser)
+{
+	return xuser->user->dsyncing || xuser->acts_for_cluster;
+}
+
 /* Commits wait while the gate is closed. It has a lease: this ends. */
 static void xid_gate_wait(struct xid_wait_mailbox *wbox)
 {
@@ -67,8 +73,7 @@ static void xid_gate_wait(struct xid_wait_mailbox *wbox)
 
 	if (core == NULL || imap_xid_box_gate(core) <= 0)
 		return;
-	/* replication: what the gate was closed for */
-	if (box->storage->user->dsyncing)
+	if (xid_user_replicates(wbox->xbox->xuser))
 		return;
 	event = xid_wait_event_begin(box->event, mailbox_get_vname(box), 0);
 	ret = imap_xid_box_gate_wait(core,

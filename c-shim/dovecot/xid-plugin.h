@@ -86,6 +86,9 @@ struct xid_user {
 	void (*wait_deinit)(struct mail_user *user);
 	/* A mailbox without an index on disk was seen, and logged. */
 	bool memory_logged:1;
+	/* Acts for the cluster daemon (doveadm xid): commits pass the gate and
+	   the limit, which are there to make room for them. */
+	bool acts_for_cluster:1;
 };
 
 struct xid_mailbox {

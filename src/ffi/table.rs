@@ -14,8 +14,8 @@ use parking_lot::RwLock;
 use super::boundary::imap_xid_error::*;
 use super::boundary::{Failure, boundary, free, given, given_mut, octets, put, put_text, status};
 use super::registry::{
-    IMAP_XID_UID_SOURCE_LOCAL, Root, argument, box_guid, c_text, checked_entries, imap_xid_box,
-    imap_xid_entry, imap_xid_root,
+    IMAP_XID_UID_SOURCE_CLUSTER, IMAP_XID_UID_SOURCE_LOCAL, Root, argument, box_guid, c_text,
+    checked_entries, imap_xid_box, imap_xid_entry, imap_xid_root,
 };
 use super::xid::IMAP_XID_NAMESPACE_SIZE;
 use crate::log::{self, Level};
@@ -146,11 +146,17 @@ impl imap_xid_box {
         root.refresh_table();
         let current = root.current()?;
         let generation = current.generation();
-        let (mailbox, tail) = current.table().attach(
+        // In a cluster nothing is stable before all said so.
+        let first = match root.uid_source {
+            IMAP_XID_UID_SOURCE_CLUSTER => 0,
+            _ => last_uid,
+        };
+        let (mailbox, tail) = current.table().attach_from(
             self.mailbox.guid(),
             self.mailbox.uidvalidity(),
             self.mailbox.name().as_bytes(),
             last_uid,
+            first,
             &mut &*root.registry,
         )?;
         *self.attached.0.write() = Some(Attached {
@@ -194,8 +200,8 @@ impl imap_xid_box {
 /// Gives the mailbox its place in the table. Needed before any other call on its watermark; again
 /// whenever the mailbox was opened anew. `last_uid` is the highest UID that was ever given in the
 /// mailbox (its UIDNEXT - 1), also by others: a mailbox without a watermark starts there, with all
-/// that it holds as stable. The box must have been opened with its UIDVALIDITY, and its root with
-/// a uid_source other than local.
+/// that it holds as stable; in a cluster it starts at 0, with nothing stable. The box must have
+/// been opened with its UIDVALIDITY, and its root with a uid_source other than local.
 ///
 /// Returns 0, or 1 when messages above the watermark may be missing from the table (after a
 /// reboot, or because a process was killed right after its commit): then add all messages above
@@ -489,6 +495,154 @@ pub unsafe extern "C" fn imap_xid_box_promised(xbox: *const imap_xid_box) -> u32
     })
 }
 
+/// Notes in the table that this node promises to renumber nothing up to `uid`; a lower one than
+/// before takes back. For the cluster daemon's side, under the mailbox's own rules for it.
+///
+/// Returns 0, or an error: then nothing was promised.
+///
+/// # Safety
+/// `xbox` is a mailbox.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn imap_xid_box_promise(xbox: *mut imap_xid_box, uid: u32) -> i32 {
+    status(|| {
+        // SAFETY: the caller's promise.
+        unsafe { given(xbox, "xbox") }?.place()?.promise(uid)?;
+        Ok(0)
+    })
+}
+
+/// The highest UID that a new message may get here. 0: not known since the boot, so nothing holds
+/// new messages back. Loads only.
+///
+/// # Safety
+/// `xbox` is a mailbox.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn imap_xid_box_limit(xbox: *const imap_xid_box) -> u32 {
+    boundary(|| {
+        // SAFETY: the caller's promise.
+        let attached = unsafe { given(xbox, "xbox") }.map(|xbox| xbox.attached.0.read());
+        let attached = attached.as_ref().ok().and_then(|guard| guard.as_ref());
+        attached.and_then(|a| a.mailbox.limit()).unwrap_or(0)
+    })
+}
+
+/// The highest UID that replication may bring here. 0: not known since the boot. Loads only.
+///
+/// # Safety
+/// `xbox` is a mailbox.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn imap_xid_box_bound(xbox: *const imap_xid_box) -> u32 {
+    boundary(|| {
+        // SAFETY: the caller's promise.
+        let attached = unsafe { given(xbox, "xbox") }.map(|xbox| xbox.attached.0.read());
+        let attached = attached.as_ref().ok().and_then(|guard| guard.as_ref());
+        attached.and_then(|a| a.mailbox.bound()).unwrap_or(0)
+    })
+}
+
+/// Says how far UIDs may go, of new messages (limit) and by replication (bound); 0: not known.
+/// Wakes who waits for room. For the cluster daemon's side. Lost with a reboot.
+///
+/// Returns 0, or an error.
+///
+/// # Safety
+/// `xbox` is a mailbox.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn imap_xid_box_set_limits(
+    xbox: *mut imap_xid_box,
+    limit: u32,
+    bound: u32,
+) -> i32 {
+    status(|| {
+        // SAFETY: the caller's promise.
+        let place = unsafe { given(xbox, "xbox") }?.place()?;
+        place.set_limits(limit, bound)?;
+        Ok(0)
+    })
+}
+
+/// Sleeps until new messages may have UIDs up to `uid`, `timeout_ms` at most; counts the wait if
+/// there is one. Hold no lock meanwhile.
+///
+/// Returns 1 when they may, 0 when the time is over or a signal came before, or an error, which
+/// counts as 1.
+///
+/// # Safety
+/// `xbox` is a mailbox.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn imap_xid_box_limit_wait(
+    xbox: *mut imap_xid_box,
+    uid: u32,
+    timeout_ms: u32,
+) -> i32 {
+    status(|| {
+        // SAFETY: the caller's promise.
+        let place = unsafe { given(xbox, "xbox") }?.place()?;
+        let waited = place.wait_for_limit(uid, Duration::from_millis(timeout_ms.into()));
+        Ok(i32::from(matches!(waited, Waited::Done | Waited::Replaced)))
+    })
+}
+
+/// Counts a commit that was refused since it would have changed what is stable or promised.
+///
+/// Returns 0, or an error that need not stop anything.
+///
+/// # Safety
+/// `xbox` is a mailbox.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn imap_xid_box_count_refusal(xbox: *mut imap_xid_box) -> i32 {
+    status(|| {
+        // SAFETY: the caller's promise.
+        unsafe { given(xbox, "xbox") }?.place()?.count_refusal();
+        Ok(0)
+    })
+}
+
+/// As imap_xid_table_advance(), for a mailbox at hand: makes every UID up to `uid` stable,
+/// durably, and wakes who waits for them. The watermark never goes down.
+///
+/// Returns as imap_xid_table_advance().
+///
+/// # Safety
+/// `xbox` is a mailbox.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn imap_xid_box_advance(xbox: *mut imap_xid_box, uid: u32) -> i32 {
+    status(|| {
+        // SAFETY: the caller's promise.
+        let xbox = unsafe { given(xbox, "xbox") }?;
+        let advanced = xbox.place()?.advance(uid, &mut &*xbox.root.registry)?;
+        Ok(i32::from(matches!(advanced, Advanced::From(_))))
+    })
+}
+
+/// Closes the mailbox's gate: new commits wait, for `lease_ms` milliseconds from now at most; 0
+/// opens it. `owner` says who: any number but 0 that the same program uses again, from whichever
+/// of its processes. Call again before the lease ends to go on.
+///
+/// Returns 0, or an error: IMAP_XID_ERR_BUSY when another owner closed it.
+///
+/// # Safety
+/// `xbox` is a mailbox.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn imap_xid_box_close_gate(
+    xbox: *mut imap_xid_box,
+    owner: u64,
+    lease_ms: u64,
+) -> i32 {
+    status(|| {
+        // SAFETY: the caller's promise.
+        let place = unsafe { given(xbox, "xbox") }?.place()?;
+        if owner == 0 {
+            return Err(argument("owner is 0"));
+        }
+        match lease_ms {
+            0 => place.open_gate(owner)?,
+            _ => place.close_gate(owner, lease_ms)?,
+        }
+        Ok(0)
+    })
+}
+
 /// What wakes a process that waits in an event loop. Made by imap_xid_waiter_open(), ended by
 /// imap_xid_waiter_close().
 pub struct imap_xid_waiter {
@@ -657,6 +811,10 @@ pub struct imap_xid_table_box {
     pub waiters: u32,
     /// Up to here the node promised to renumber nothing; UINT32_MAX: everything counts.
     pub promised: u32,
+    /// The highest UID that a new message may get; 0: not known since the boot.
+    pub limit: u32,
+    /// The highest UID that replication may bring; 0: not known since the boot.
+    pub bound: u32,
     /// Not used.
     pub reserved: u32,
     /// For how many milliseconds the lowest pending UID has been pending; -1: nothing is.
@@ -703,6 +861,10 @@ pub struct imap_xid_counters {
     pub timeouts: u64,
     /// Commits that waited for a gate.
     pub gate_waits: u64,
+    /// Commits that waited for UIDs, since there were as many that are not stable as can be.
+    pub limit_waits: u64,
+    /// Commits that were refused since they would have changed what is stable or promised.
+    pub refusals: u64,
     /// Times that a watermark rose.
     pub advances: u64,
     /// Repairs after a process was killed while it changed the table.
@@ -931,6 +1093,49 @@ pub unsafe extern "C" fn imap_xid_table_gate(
     })
 }
 
+/// Notes that this node promises to renumber nothing up to `uid` in a mailbox; a lower one than
+/// before takes back.
+///
+/// Returns 0, or an error: then nothing was promised.
+///
+/// # Safety
+/// `table` is a table, `guid` points to 16 octets.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn imap_xid_table_promise(
+    table: *mut imap_xid_table,
+    guid: *const u8,
+    uid: u32,
+) -> i32 {
+    status(|| {
+        // SAFETY: the caller's promise.
+        let (table, guid) = unsafe { (given(table, "table")?, box_guid(guid)?) };
+        table.mailbox(&guid)?.promise(uid)?;
+        Ok(0)
+    })
+}
+
+/// Says how far UIDs may go in a mailbox, of new messages (limit) and by replication (bound); 0:
+/// not known. Wakes who waits for room. Lost with a reboot.
+///
+/// Returns 0, or an error.
+///
+/// # Safety
+/// `table` is a table, `guid` points to 16 octets.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn imap_xid_table_set_limits(
+    table: *mut imap_xid_table,
+    guid: *const u8,
+    limit: u32,
+    bound: u32,
+) -> i32 {
+    status(|| {
+        // SAFETY: the caller's promise.
+        let (table, guid) = unsafe { (given(table, "table")?, box_guid(guid)?) };
+        table.mailbox(&guid)?.set_limits(limit, bound)?;
+        Ok(0)
+    })
+}
+
 /// Sleeps until messages became pending in any mailbox since the last call (or since the table
 /// was opened), `timeout_ms` at most.
 ///
@@ -983,6 +1188,8 @@ fn counters_for_c(counts: &Counts) -> imap_xid_counters {
         waits: counts.waits,
         timeouts: counts.timeouts,
         gate_waits: counts.gate_waits,
+        limit_waits: counts.limit_waits,
+        refusals: counts.refusals,
         advances: counts.advances,
         repairs: counts.repairs,
         wait_ms: counts.wait_ms,
@@ -999,8 +1206,10 @@ fn box_for_c(info: &Info) -> imap_xid_table_box {
         pending: info.pending,
         missing: u32::from(info.tail != Tail::Whole),
         waiters: info.waiters,
-        reserved: 0,
         promised: info.promised.unwrap_or(u32::MAX),
+        limit: info.limit.unwrap_or(0),
+        bound: info.bound.unwrap_or(0),
+        reserved: 0,
         oldest_pending_ms: info.oldest_pending.map_or(-1, |(_, age)| signed(age)),
         oldest_wait_ms: info.oldest_wait_ms.map_or(-1, signed),
         gate_ms: info.gate.map_or(0, |(_, left)| left),

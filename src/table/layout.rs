@@ -31,7 +31,7 @@ pub(super) const SEAL: usize = 128;
 pub(super) const MAGIC: [u8; 8] = *b"IMAPXIDT";
 
 /// The version of all that is described here.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// Block sizes of the pool are 2^class cells; the largest holds a mailbox name of 4 KiB.
 pub(super) const CLASSES: usize = 8;
@@ -111,6 +111,10 @@ pub(super) struct Counters {
     pub timeouts: AtomicU64,
     /// Commits that found their mailbox's gate closed.
     pub gate_waits: AtomicU64,
+    /// Commits whose UIDs would have been above their mailbox's limit.
+    pub limit_waits: AtomicU64,
+    /// Commits that were refused since they would have changed what was promised.
+    pub refusals: AtomicU64,
     /// Times a watermark rose.
     pub advances: AtomicU64,
     /// Repairs after a process died with the lock.
@@ -136,10 +140,11 @@ pub(super) struct Slot {
     /// The highest UID known to be given in the mailbox, stable or not. Written under the lock.
     pub last_uid: AtomicU32,
     /// Up to here the node promised its peers to renumber nothing; [`PROMISED_ALL`] until the
-    /// cluster daemon said. Written by the daemon; read by who commits.
+    /// cluster daemon said. Written by the daemon, under the lock; read by who commits.
     pub promised: AtomicU32,
-    /// The cluster's epoch that `promised` belongs to. Written by the daemon, before `promised`.
-    pub epoch: AtomicU32,
+    /// The highest UID that a new message may get here; 0: not known yet. Written by the daemon,
+    /// under the lock; read by who commits.
+    pub limit: AtomicU32,
 
     /// What `mark`, `last_uid` and the tail are of. Written under the lock.
     pub uidvalidity: AtomicU32,
@@ -155,6 +160,8 @@ pub(super) struct Slot {
     /// Every UID up to here was told, or is expunged. Below `last_uid` when a process was killed
     /// between its commit and telling. Written under the lock.
     pub told_uid: AtomicU32,
+    /// The highest UID that replication may bring; 0: not known yet. Written and read as `limit`.
+    pub bound: AtomicU32,
     pub gate: Lease,
     pub hold: Lease,
 }

@@ -80,8 +80,11 @@ pub struct Info {
     pub hold: Option<(u64, u64)>,
     /// Up to which UID the node promised to renumber nothing; `None`: everything counts.
     pub promised: Option<u32>,
-    /// The cluster's epoch of the promise.
-    pub epoch: u32,
+    /// The highest UID that a new message may get here, and the highest that replication may
+    /// bring; `None`: nobody said so yet.
+    pub limit: Option<u32>,
+    /// See `limit`.
+    pub bound: Option<u32>,
 }
 
 impl Table {
@@ -120,6 +123,20 @@ impl Table {
         last_uid: u32,
         store: &mut dyn Watermarks,
     ) -> Result<(Mailbox, Tail), Error> {
+        self.attach_from(guid, uidvalidity, name, last_uid, last_uid, store)
+    }
+
+    /// As [`Table::attach`], but a mailbox without a durable watermark gets `first`: 0 where
+    /// somebody else has to say that what it holds is stable.
+    pub fn attach_from(
+        self: &Arc<Table>,
+        guid: &Guid,
+        uidvalidity: u32,
+        name: &[u8],
+        last_uid: u32,
+        first: u32,
+        store: &mut dyn Watermarks,
+    ) -> Result<(Mailbox, Tail), Error> {
         if let Some(mailbox) = self.find(guid)?
             && mailbox.refuse_older(uidvalidity)?
         {
@@ -129,7 +146,7 @@ impl Table {
         }
         // The registry first: what it says is durable before anyone sees it here.
         let watermark = store
-            .begin(guid, uidvalidity, last_uid)
+            .begin(guid, uidvalidity, first)
             .map_err(|why| Error::Store {
                 path: self.path().to_owned(),
                 why,
@@ -197,16 +214,37 @@ impl Mailbox {
         Some(self.slot().promised.load(Acquire)).filter(|uid| *uid != PROMISED_ALL)
     }
 
-    /// Notes a promise, or with a lower `uid` its withdrawal, of the cluster's `epoch`. A promise
-    /// of an earlier epoch is ignored. The cluster daemon alone calls this.
-    pub fn promise(&self, uid: u32, epoch: u32) -> Result<(), Error> {
+    /// Notes a promise, or with a lower `uid` its withdrawal. For the cluster daemon's side alone.
+    pub fn promise(&self, uid: u32) -> Result<(), Error> {
         let _writer = self.table.writer()?;
+        let promised = uid.min(PROMISED_ALL - 1);
+        self.slot().promised.store(promised, Release);
+        Ok(())
+    }
+
+    /// The highest UID that a new message may get on this node; `None`: not known since the boot,
+    /// so nothing holds it back. Loads only.
+    pub fn limit(&self) -> Option<u32> {
+        Some(self.slot().limit.load(Acquire)).filter(|uid| *uid != 0)
+    }
+
+    /// The highest UID that replication may bring; `None` as for [`Mailbox::limit`].
+    pub fn bound(&self) -> Option<u32> {
+        Some(self.slot().bound.load(Acquire)).filter(|uid| *uid != 0)
+    }
+
+    /// Says how far UIDs may go (0: not known), and wakes who waits for room. For the cluster
+    /// daemon's side alone.
+    pub fn set_limits(&self, limit: u32, bound: u32) -> Result<(), Error> {
+        let writer = self.table.writer()?;
         let slot = self.slot();
-        if epoch < slot.epoch.load(Relaxed) {
+        if slot.limit.load(Relaxed) == limit && slot.bound.load(Relaxed) == bound {
             return Ok(());
         }
-        slot.epoch.store(epoch, Release);
-        slot.promised.store(uid.min(PROMISED_ALL - 1), Release);
+        slot.bound.store(bound, Release);
+        slot.limit.store(limit, Release);
+        drop(writer);
+        wake_all(&slot.mark);
         Ok(())
     }
 
@@ -236,7 +274,8 @@ impl Mailbox {
             gate: slot.gate.closed_by(now),
             hold: slot.hold.closed_by(now),
             promised: self.promised(),
-            epoch: slot.epoch.load(Relaxed),
+            limit: self.limit(),
+            bound: self.bound(),
         })
     }
 
@@ -274,6 +313,8 @@ impl Mailbox {
         slot.last_uid.store(watermark, Release);
         slot.told_uid.store(watermark, Release);
         slot.promised.store(PROMISED_ALL, Release);
+        slot.limit.store(0, Release);
+        slot.bound.store(0, Release);
         slot.flags.store(HAS_WATERMARK, Release);
         wake_all(&slot.mark);
         Ok(())
@@ -435,7 +476,8 @@ impl<'a> Writer<'a> {
             last_uid: AtomicU32::new(0),
             told_uid: AtomicU32::new(0),
             promised: PROMISED_ALL.into(),
-            epoch: AtomicU32::new(0),
+            limit: AtomicU32::new(0),
+            bound: AtomicU32::new(0),
             uidvalidity: AtomicU32::new(0),
             first: AtomicU32::new(0),
             last: AtomicU32::new(0),

@@ -80,6 +80,21 @@ impl Mailbox {
         self.sleep_until(limit, || self.gate_closed().is_none())
     }
 
+    /// Sleeps until new messages may get UIDs up to `uid`.
+    pub fn wait_for_limit(&self, uid: u32, limit: Duration) -> Waited {
+        let room = || self.limit().is_none_or(|limit| uid <= limit);
+        if room() {
+            return Waited::Done;
+        }
+        add(&self.table.map.header().counters.limit_waits, 1);
+        self.table.sleep_on(&self.slot().mark, limit, || None, room)
+    }
+
+    /// Counts a commit that was refused since it would have changed what was promised.
+    pub fn count_refusal(&self) {
+        add(&self.table.map.header().counters.refusals, 1);
+    }
+
     /// Counts a commit that found the gate closed and waits by itself.
     pub fn count_gate_wait(&self) {
         add(&self.table.map.header().counters.gate_waits, 1);
@@ -307,6 +322,10 @@ pub struct Counts {
     pub timeouts: u64,
     /// Commits that waited for a gate.
     pub gate_waits: u64,
+    /// Commits that waited for UIDs, since there were as many that are not stable as can be.
+    pub limit_waits: u64,
+    /// Commits that were refused since they would have changed what was promised.
+    pub refusals: u64,
     /// Times a watermark rose.
     pub advances: u64,
     /// Repairs after a process was killed in the table.
@@ -332,6 +351,8 @@ impl Table {
             waits: read(&counters.waits),
             timeouts: read(&counters.timeouts),
             gate_waits: read(&counters.gate_waits),
+            limit_waits: read(&counters.limit_waits),
+            refusals: read(&counters.refusals),
             advances: read(&counters.advances),
             repairs: read(&counters.repairs),
             wait_ms: read(&counters.wait_ms),

@@ -135,7 +135,7 @@ fn work(dir: &Path, seed: u64) -> i32 {
 
 fn act(world: &mut World, mailbox: &imap_xid::table::Mailbox, number: u64, random: &mut Random) {
     let info = mailbox.info().unwrap();
-    match random.below(8) {
+    match random.below(9) {
         0..=2 if info.pending < PENDING_LIMIT => {
             world.commit(mailbox, number, random.below(4) as u32 + 1);
         }
@@ -160,6 +160,12 @@ fn act(world: &mut World, mailbox: &imap_xid::table::Mailbox, number: u64, rando
             mailbox.open_gate(0).unwrap();
             let uid = info.last_uid / EXPUNGED * EXPUNGED;
             mailbox.pending_remove(uid).unwrap();
+        }
+        7 => {
+            mailbox.promise(info.last_uid).unwrap();
+            mailbox
+                .set_limits(info.last_uid + 1, info.last_uid + 2)
+                .unwrap();
         }
         _ => check_page(mailbox, random.below(u64::from(info.last_uid) + 1) as u32),
     }

@@ -18,7 +18,7 @@ const STEPS_LIMIT: u64 = 300_000;
 /// What is done to a mailbox whose UIDs up to 5 are stable and 6 to 9 pending.
 type Operation = (&'static str, fn(&mut World, &Mailbox));
 
-const OPERATIONS: [Operation; 9] = [
+const OPERATIONS: [Operation; 10] = [
     ("attach another mailbox", |world, _| {
         world.attach(2);
     }),
@@ -42,6 +42,10 @@ const OPERATIONS: [Operation; 9] = [
         let first = mailbox.wait_begin(9).unwrap();
         mailbox.wait_begin(9).unwrap();
         mailbox.wait_end(first, true).unwrap();
+    }),
+    ("promise and room", |_, mailbox| {
+        mailbox.promise(9).unwrap();
+        mailbox.set_limits(20, 40).unwrap();
     }),
     ("grow", |world, mailbox| world.commit(mailbox, 1, 1)),
     ("take numbers", |world, _| {

@@ -63,6 +63,10 @@ struct Waiting {
     waits: u64,
     timeouts: u64,
     gate_waits: u64,
+    /// Commits that waited for UIDs below their mailbox's limit.
+    limit_waits: u64,
+    /// Commits that would have changed what is stable or promised.
+    refusals: u64,
     advances: u64,
     /// Repairs after a process was killed while it changed the table.
     repairs: u64,
@@ -87,6 +91,8 @@ impl From<Counts> for Waiting {
             waits: counts.waits,
             timeouts: counts.timeouts,
             gate_waits: counts.gate_waits,
+            limit_waits: counts.limit_waits,
+            refusals: counts.refusals,
             advances: counts.advances,
             repairs: counts.repairs,
             wait_ms: counts.wait_ms,
@@ -264,6 +270,8 @@ fn show_waiting(out: &mut dyn Write, waiting: &Waiting) -> io::Result<()> {
     writeln!(out, "pending UIDs       {}", waiting.pending)?;
     writeln!(out, "advances           {}", waiting.advances)?;
     writeln!(out, "waits at a gate    {}", waiting.gate_waits)?;
+    writeln!(out, "waits at the limit {}", waiting.limit_waits)?;
+    writeln!(out, "refused commits    {}", waiting.refusals)?;
     writeln!(out, "repairs            {}", waiting.repairs)?;
     write!(out, "waits for UIDs     {}", waiting.waits)?;
     write!(out, ", {} timed out", waiting.timeouts)?;
