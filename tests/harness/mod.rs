@@ -78,6 +78,7 @@ mod plugin;
 mod pop3;
 pub mod reply;
 mod server;
+mod slow;
 mod tls;
 mod wire;
 

@@ -1,7 +1,8 @@
 //! Network namespaces for cluster tests: one per node, joined by a bridge that has a namespace
 //! of its own, so that nothing leaves them and nothing of the machine is touched.
 //!
-//! Links are cut with nftables rules inside the nodes' namespaces, one direction at a time.
+//! Links are cut with nftables rules inside the nodes' namespaces, one direction at a time. Where
+//! distance is wanted ([`Net::slow`]), a switch of our own takes the bridge's place.
 
 use std::fs::File;
 use std::io;
@@ -10,8 +11,10 @@ use std::os::fd::AsRawFd;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use super::LIMIT;
+use super::slow::{SlowLink, mac, open_tap};
 
 /// Namespaces are named by process and a counter: several labs can live side by side.
 static NEXT_LAB: AtomicU8 = AtomicU8::new(0);
@@ -69,55 +72,94 @@ pub struct Net {
     /// Third byte of the lab's addresses.
     lab: u8,
     nodes: usize,
+    /// In place of the bridge, where there is one.
+    slow: Option<SlowLink>,
 }
 
 impl Net {
     /// Makes `nodes` namespaces (numbered from 1) and the bridge between them.
     pub fn new(nodes: usize) -> io::Result<Net> {
-        assert!((1..=16).contains(&nodes), "a lab has 1 to 16 nodes");
-        let lab = NEXT_LAB.fetch_add(1, Ordering::Relaxed);
-        let net = Net {
-            prefix: format!("xid{}-{lab}-", std::process::id()),
-            lab,
-            nodes,
-        };
-        net.build()?;
-        Ok(net)
-    }
-
-    fn build(&self) -> io::Result<()> {
-        let switch = self.switch();
+        let net = Net::unbuilt(nodes);
+        let switch = net.switch();
         run(&["ip", "netns", "add", &switch])?;
         run(&["ip", "-n", &switch, "link", "add", "br0", "type", "bridge"])?;
         run(&["ip", "-n", &switch, "link", "set", "br0", "up"])?;
-        for node in self.all() {
-            self.build_node(node, &switch)?;
+        for node in net.all() {
+            net.add_namespace(node)?;
+            net.plug_in(node, &switch)?;
+            net.configure(node)?;
         }
-        Ok(())
+        Ok(net)
     }
 
-    fn build_node(&self, node: usize, switch: &str) -> io::Result<()> {
-        let ns = self.name(node);
+    /// The same, where every packet takes `delay` from one node to another (there and back twice
+    /// that). [`Net::set_delay`] changes it.
+    pub fn slow(nodes: usize, delay: Duration) -> io::Result<Net> {
+        let mut net = Net::unbuilt(nodes);
+        let mut devices = Vec::new();
+        for node in net.all() {
+            net.add_namespace(node)?;
+            devices.push(net.inside(node, || open_tap("eth0"))??);
+            let (name, address) = (net.name(node), mac(net.lab, node));
+            run(&["ip", "-n", &name, "link", "set", "eth0", "address", &address])?;
+            net.configure(node)?;
+        }
+        net.slow = Some(SlowLink::between(devices));
+        net.set_delay(delay, Duration::ZERO);
+        Ok(net)
+    }
+
+    fn unbuilt(nodes: usize) -> Net {
+        assert!((1..=16).contains(&nodes), "a lab has 1 to 16 nodes");
+        let lab = NEXT_LAB.fetch_add(1, Ordering::Relaxed);
+        Net {
+            prefix: format!("xid{}-{lab}-", std::process::id()),
+            lab,
+            nodes,
+            slow: None,
+        }
+    }
+
+    fn add_namespace(&self, node: usize) -> io::Result<()> {
+        let name = self.name(node);
         let mut known = NAMESPACES.lock().unwrap_or_else(PoisonError::into_inner);
-        known.push((self.ip(node), ns.clone()));
+        known.retain(|(address, _)| *address != self.ip(node));
+        known.push((self.ip(node), name.clone()));
         drop(known);
-        let port = format!("p{node}");
-        let address = format!("{}/24", self.ip(node));
-        run(&["ip", "netns", "add", &ns])?;
-        run(&["ip", "-n", &ns, "link", "set", "lo", "up"])?;
+        run(&["ip", "netns", "add", &name])?;
+        run(&["ip", "-n", &name, "link", "set", "lo", "up"])
+    }
+
+    /// A pair of devices between the node and the bridge.
+    fn plug_in(&self, node: usize, switch: &str) -> io::Result<()> {
+        let (name, port) = (self.name(node), format!("p{node}"));
         run(&[
             "ip", "-n", switch, "link", "add", &port, "type", "veth", "peer", "name", "eth0",
-            "netns", &ns,
+            "netns", &name,
         ])?;
         run(&[
             "ip", "-n", switch, "link", "set", &port, "master", "br0", "up",
-        ])?;
-        run(&["ip", "-n", &ns, "addr", "add", &address, "dev", "eth0"])?;
-        run(&["ip", "-n", &ns, "link", "set", "eth0", "up"])?;
+        ])
+    }
+
+    fn configure(&self, node: usize) -> io::Result<()> {
+        let (name, address) = (self.name(node), format!("{}/24", self.ip(node)));
+        run(&["ip", "-n", &name, "addr", "add", &address, "dev", "eth0"])?;
+        run(&["ip", "-n", &name, "link", "set", "eth0", "up"])?;
         self.nft(
             node,
             "add table inet cut; add chain inet cut in { type filter hook input priority 0; }",
         )
+    }
+
+    /// From now on a packet takes `delay`, and by chance up to `jitter` more, so that packets
+    /// overtake each other.
+    ///
+    /// # Panics
+    /// On a lab that was not made by [`Net::slow`].
+    pub fn set_delay(&self, delay: Duration, jitter: Duration) {
+        let link = self.slow.as_ref().expect("a lab made by Net::slow");
+        link.set(delay, jitter);
     }
 
     /// The numbers of all nodes.
