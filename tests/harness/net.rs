@@ -4,6 +4,7 @@
 //! Links are cut with nftables rules inside the nodes' namespaces, one direction at a time. Where
 //! distance is wanted ([`Net::slow`]), a switch of our own takes the bridge's place.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -74,6 +75,16 @@ pub struct Net {
     nodes: usize,
     /// In place of the bridge, where there is one.
     slow: Option<SlowLink>,
+    faults: Mutex<Faults>,
+}
+
+/// What is wrong with the links at the moment.
+#[derive(Default)]
+struct Faults {
+    /// (from, to): packets of this direction get lost.
+    cuts: BTreeSet<(usize, usize)>,
+    /// Percent of the packets that reach a node and get lost.
+    losses: BTreeMap<usize, u32>,
 }
 
 impl Net {
@@ -117,6 +128,7 @@ impl Net {
             lab,
             nodes,
             slow: None,
+            faults: Mutex::default(),
         }
     }
 
@@ -190,35 +202,61 @@ impl Net {
 
     /// Drops what `from` sends to `to`; the other direction still works.
     pub fn cut_one_way(&self, from: usize, to: usize) -> io::Result<()> {
-        self.nft(
-            to,
-            &format!("add rule inet cut in ip saddr {} drop", self.ip(from)),
-        )
+        self.change(|faults| {
+            faults.cuts.insert((from, to));
+        })
     }
 
     /// Drops everything between the two groups.
     pub fn partition(&self, left: &[usize], right: &[usize]) -> io::Result<()> {
-        for &l in left {
-            for &r in right {
-                self.cut_one_way(l, r)?;
-                self.cut_one_way(r, l)?;
+        self.change(|faults| {
+            for (&l, &r) in left.iter().flat_map(|l| right.iter().map(move |r| (l, r))) {
+                faults.cuts.extend([(l, r), (r, l)]);
             }
-        }
-        Ok(())
+        })
+    }
+
+    /// Cuts a node off from all others.
+    pub fn isolate(&self, node: usize) -> io::Result<()> {
+        let others: Vec<usize> = self.all().filter(|other| *other != node).collect();
+        self.partition(&[node], &others)
+    }
+
+    /// Takes back what was cut around this node.
+    pub fn reconnect(&self, node: usize) -> io::Result<()> {
+        self.change(|faults| faults.cuts.retain(|(from, to)| *from != node && *to != node))
     }
 
     /// Lets a share of the packets that reach `node` get lost.
     pub fn lose(&self, node: usize, percent: u32) -> io::Result<()> {
-        self.nft(
-            node,
-            &format!("add rule inet cut in iifname eth0 numgen random mod 100 < {percent} drop"),
-        )
+        self.change(|faults| {
+            faults.losses.insert(node, percent);
+        })
     }
 
     /// Takes all cuts and losses back.
     pub fn heal(&self) -> io::Result<()> {
-        self.all()
-            .try_for_each(|node| self.nft(node, "flush chain inet cut in"))
+        self.change(|faults| *faults = Faults::default())
+    }
+
+    /// Changes the faults and makes every node's rules say so.
+    fn change(&self, how: impl FnOnce(&mut Faults)) -> io::Result<()> {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        how(&mut faults);
+        self.all().try_for_each(|node| self.apply(node, &faults))
+    }
+
+    fn apply(&self, node: usize, faults: &Faults) -> io::Result<()> {
+        let mut rules = String::from("flush chain inet cut in");
+        for (from, _) in faults.cuts.iter().filter(|(_, to)| *to == node) {
+            let from = self.ip(*from);
+            rules.push_str(&format!("; add rule inet cut in ip saddr {from} drop"));
+        }
+        if let Some(percent) = faults.losses.get(&node) {
+            let chance = format!("numgen random mod 100 < {percent}");
+            rules.push_str(&format!("; add rule inet cut in iifname eth0 {chance} drop"));
+        }
+        self.nft(node, &rules)
     }
 
     fn nft(&self, node: usize, rules: &str) -> io::Result<()> {
