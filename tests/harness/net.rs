@@ -112,7 +112,9 @@ impl Net {
             net.add_namespace(node)?;
             devices.push(net.inside(node, || open_tap("eth0"))??);
             let (name, address) = (net.name(node), mac(net.lab, node));
-            run(&["ip", "-n", &name, "link", "set", "eth0", "address", &address])?;
+            run(&[
+                "ip", "-n", &name, "link", "set", "eth0", "address", &address,
+            ])?;
             net.configure(node)?;
         }
         net.slow = Some(SlowLink::between(devices));
@@ -224,7 +226,11 @@ impl Net {
 
     /// Takes back what was cut around this node.
     pub fn reconnect(&self, node: usize) -> io::Result<()> {
-        self.change(|faults| faults.cuts.retain(|(from, to)| *from != node && *to != node))
+        self.change(|faults| {
+            faults
+                .cuts
+                .retain(|(from, to)| *from != node && *to != node)
+        })
     }
 
     /// Lets a share of the packets that reach `node` get lost.
@@ -254,7 +260,9 @@ impl Net {
         }
         if let Some(percent) = faults.losses.get(&node) {
             let chance = format!("numgen random mod 100 < {percent}");
-            rules.push_str(&format!("; add rule inet cut in iifname eth0 {chance} drop"));
+            rules.push_str(&format!(
+                "; add rule inet cut in iifname eth0 {chance} drop"
+            ));
         }
         self.nft(node, &rules)
     }
