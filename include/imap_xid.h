@@ -1300,6 +1300,35 @@ int32_t imap_xid_table_wait(struct imap_xid_table *table, uint32_t timeout_ms);
  */
 int32_t imap_xid_table_counters(struct imap_xid_table *table, struct imap_xid_counters *out);
 
+/**
+ * Gives what is pending in the mailbox, by ascending UID: the messages with UIDs above `above`,
+ * at most `room` of them. Ask again with the last UID for more.
+ *
+ * Returns how many were stored (0: there are no more), or an error.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox, `out` points to room for `room` entries.
+ */
+int32_t imap_xid_box_pending(struct imap_xid_box *xbox,
+                             uint32_t above,
+                             struct imap_xid_pending *out,
+                             size_t room);
+
+/**
+ * Gives what the registry knows of the mailbox's messages, by ascending UID: those with UIDs
+ * above `above`, at most `room` of them. Ask again with the last UID for more. Check them against
+ * the index: a message may be gone, or have another XID by now. Their age is not known: -1.
+ *
+ * Returns how many were stored (0: there are no more), or an error.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox, `out` points to room for `room` entries.
+ */
+int32_t imap_xid_box_rows(struct imap_xid_box *xbox,
+                          uint32_t above,
+                          struct imap_xid_pending *out,
+                          size_t room);
+
 #ifdef __cplusplus
 }  // extern "C"
 #endif  // __cplusplus

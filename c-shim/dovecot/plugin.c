@@ -3,6 +3,7 @@
    src/ffi/dovecot.rs), hence the count. */
 #include "xid-plugin.h"
 #include "wait.h"
+#include "xid-doveadm.h"
 #include "ioloop.h"
 #include "module-dir.h"
 #include "mail-namespace.h"
@@ -348,12 +349,13 @@ void xid_shim_deinit(void)
 	xid_common_deinit();
 }
 
-/* As doveadm's own plug-in: for the search key alone, which doveadm parses
-   before it knows the user's mail_plugins. The users' hooks come with the
-   mail plug-in; they carry its name. */
+/* As doveadm's own plug-in: for our commands, and for the search key, which
+   doveadm parses before it knows the user's mail_plugins. The users' hooks come
+   with the mail plug-in; they carry its name. */
 void xid_shim_doveadm_init(struct module *module)
 {
 	xid_common_init(module);
+	xid_doveadm_init();
 }
 
 void xid_shim_doveadm_deinit(void)

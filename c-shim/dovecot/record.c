@@ -46,6 +46,7 @@ void xid_header_read(struct xid_mailbox *xbox, struct mail_index_view *view,
 		return;
 	info_r->count = hdr->count;
 	info_r->covered_uid = hdr->covered_uid;
+	info_r->moved_uid = hdr->moved_uid;
 	info_r->entries = CONST_PTR_OFFSET(data, sizeof(*hdr));
 }
 
@@ -74,6 +75,7 @@ void xid_header_write(struct xid_mailbox *xbox,
 {
 	struct xid_header hdr;
 	size_t size = xid_header_size(count);
+	struct xid_header_info old;
 	const void *old_data;
 	size_t old_size;
 
@@ -82,15 +84,26 @@ void xid_header_write(struct xid_mailbox *xbox,
 	if (size > I_MAX(old_size, XID_EXT_HEADER_SIZE))
 		mail_index_ext_resize_hdr(trans, xbox->ext_id, size);
 
+	xid_header_read(xbox, NULL, &old);
 	i_zero(&hdr);
 	hdr.version = XID_HEADER_VERSION;
 	hdr.count = count;
 	hdr.covered_uid = covered_uid;
+	hdr.moved_uid = old.moved_uid;
 	mail_index_update_header_ext(trans, xbox->ext_id, 0, &hdr, sizeof(hdr));
 	if (count > 0) {
 		mail_index_update_header_ext(trans, xbox->ext_id, sizeof(hdr),
 					     entries, size - sizeof(hdr));
 	}
+}
+
+void xid_header_update_moved(struct xid_mailbox *xbox,
+			     struct mail_index_transaction *trans,
+			     uint32_t moved_uid)
+{
+	mail_index_update_header_ext(trans, xbox->ext_id,
+		offsetof(struct xid_header, moved_uid),
+		&moved_uid, sizeof(moved_uid));
 }
 
 void xid_header_update(struct xid_mailbox *xbox,

@@ -366,6 +366,18 @@ xid_append_kept(const struct xid_header_info *info,
 	return TRUE;
 }
 
+/* The XID was in this mailbox before: until the message that had it goes, two
+   have it. */
+static void
+xid_append_moved(struct xid_mailbox *xbox, struct mail_index_transaction *trans,
+		 const struct xid_header_info *info,
+		 const struct xid_append *append, const struct xid_record *rec)
+{
+	if (rec->number <= info->entries[rec->ns].high &&
+	    append->uid > info->moved_uid)
+		xid_header_update_moved(xbox, trans, append->uid);
+}
+
 /* Put one XID, rec or the one that the message keeps, into the transaction and
    say so in the entry. */
 static void
@@ -378,7 +390,8 @@ xid_append_write(struct xid_mailbox *xbox,
 	const struct xid_saved_mail *saved = xid_saved_mail_find(t, append->seq);
 	const struct xid_header_entry *ns;
 
-	(void)xid_append_kept(info, saved, &rec);
+	if (xid_append_kept(info, saved, &rec))
+		xid_append_moved(xbox, t->itrans, info, append, &rec);
 	mail_index_update_ext(t->itrans, append->seq, xbox->ext_id, &rec, NULL);
 
 	ns = &info->entries[rec.ns];

@@ -13,6 +13,7 @@
 struct xid_header_info {
 	uint32_t count;
 	uint32_t covered_uid;
+	uint32_t moved_uid;
 	const struct xid_header_entry *entries;
 };
 
@@ -32,6 +33,10 @@ void xid_header_write(struct xid_mailbox *xbox,
 		      struct mail_index_transaction *trans,
 		      const struct xid_header_entry *entries, uint32_t count,
 		      uint32_t covered_uid);
+/* Messages up to this UID may have the XIDs of others. */
+void xid_header_update_moved(struct xid_mailbox *xbox,
+			     struct mail_index_transaction *trans,
+			     uint32_t moved_uid);
 /* Write what a save changes; the entry exists. */
 void xid_header_update(struct xid_mailbox *xbox,
 		       struct mail_index_transaction *trans, uint32_t idx,
@@ -71,6 +76,15 @@ int xid_registry_cover(struct xid_mailbox *xbox);
 
 /* A message's GUID as the registry has it. Allocated from the data stack. */
 const char *xid_guid_registered(struct xid_mailbox *xbox, const char *guid);
+
+/* GUIDs of messages of box->view as the host has them, in ascending order of
+   the messages: from the table or the registry where these know the message by
+   the XID that it has, else from the storage. */
+struct xid_guid_list;
+struct xid_guid_list *xid_guid_list_init(struct xid_mailbox *xbox);
+/* "" = it has none, or it cannot be read. Valid until the next call. */
+const char *xid_guid_list_get(struct xid_guid_list *list, uint32_t seq);
+void xid_guid_list_deinit(struct xid_guid_list **list);
 
 /* GUIDs of messages of box->view, as the registry has them. */
 struct xid_guid_reader;

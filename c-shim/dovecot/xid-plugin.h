@@ -11,6 +11,8 @@
      recover.c   messages that have none yet get theirs
      register.c  what the registry is told
      find.c      XID -> message, and what a client's state lacks
+     guids.c     GUIDs of many messages, without a look at their files
+     doveadm.c   doveadm xid ... (xid-doveadm.h)
    The imap process adds its commands (xid-imap.h). UIDs that wait, and the
    mode without UIDs, have their own header and files (wait.h).
 

@@ -27,7 +27,10 @@ struct xid_header {
 	uint32_t count;
 	/* Every UID up to this one that is in the mailbox has an XID. */
 	uint32_t covered_uid;
-	uint32_t reserved;
+	/* No message above this UID has an XID that another message of the
+	   mailbox may have, too: up to here some were saved with an XID that
+	   was here before, while they moved from one UID to another. */
+	uint32_t moved_uid;
 };
 
 struct xid_header_entry {

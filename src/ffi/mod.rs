@@ -7,6 +7,7 @@
 //! programmers and their type names are C's.
 
 mod boundary;
+mod messages;
 mod registry;
 mod table;
 mod xid;
@@ -15,6 +16,7 @@ mod xid;
 mod dovecot;
 
 pub use boundary::*;
+pub use messages::*;
 pub use registry::*;
 pub use table::*;
 pub use xid::*;

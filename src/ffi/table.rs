@@ -190,7 +190,7 @@ impl imap_xid_box {
         new.max(watermark)
     }
 
-    fn place(&self) -> Result<Mailbox, Failure> {
+    pub(super) fn place(&self) -> Result<Mailbox, Failure> {
         let attached = self.attached.0.read();
         let place = attached.as_ref().map(|place| place.mailbox.clone());
         place.ok_or_else(|| argument("the mailbox was not attached (imap_xid_box_attach)"))
@@ -1218,7 +1218,7 @@ fn box_for_c(info: &Info) -> imap_xid_table_box {
     }
 }
 
-fn pending_for_c(pending: &Pending) -> imap_xid_pending {
+pub(super) fn pending_for_c(pending: &Pending) -> imap_xid_pending {
     imap_xid_pending {
         uid: pending.uid,
         guid_len: pending.guid.len() as u32,
@@ -1230,7 +1230,7 @@ fn pending_for_c(pending: &Pending) -> imap_xid_pending {
 }
 
 /// A text in an array of C's, cut where it must be, NUL-terminated.
-fn text_for_c<const N: usize>(text: &[u8]) -> [c_char; N] {
+pub(super) fn text_for_c<const N: usize>(text: &[u8]) -> [c_char; N] {
     let mut array = [0; N];
     for (to, from) in array[..N - 1].iter_mut().zip(text) {
         *to = *from as c_char;

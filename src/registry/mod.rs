@@ -423,6 +423,15 @@ impl Registry {
         })
     }
 
+    /// Up to `limit` rows of a mailbox with UIDs above `above`, in UID order. To be checked against
+    /// the index.
+    pub fn rows(&self, mailbox: &Mailbox, above: u32, limit: u32) -> Result<Vec<Exported>, Error> {
+        self.ask_about(mailbox, |db| {
+            self.ingest(db)?;
+            rows::export(db, &mailbox.guid, above, limit)
+        })
+    }
+
     /// Begins to find XIDs again for messages that have none. `None` when the registry knows
     /// nothing that could apply.
     pub fn recovery(self: &Arc<Self>, mailbox: &Mailbox) -> Result<Option<Recovery>, Error> {

@@ -1,0 +1,75 @@
+#ifndef XID_DOVEADM_H
+#define XID_DOVEADM_H
+
+/* doveadm xid ...: what the cluster daemon has a node do with its mail. The
+   files:
+
+     doveadm.c         the commands' names; which mailbox is meant
+     doveadm-answer.c  the one line of JSON that every command answers with */
+
+#include "xid-plugin.h"
+#include "xid-index.h"
+#include "wait.h"
+#include "doveadm-host.h"
+
+struct xid_doveadm_cmd;
+
+/* A command under way. */
+struct xid_doveadm {
+	struct doveadm_mail_cmd_context ctx;
+	const struct xid_doveadm_cmd *cmd;
+	/* -a */
+	bool all;
+
+	struct mail_user *user;
+	struct xid_user *xuser;
+	/* The mailbox, opened and synced, and the arguments behind its name.
+	   NULL for commands on all mailboxes. */
+	struct mailbox *box;
+	struct xid_mailbox *xbox;
+	const char *const *args;
+
+	/* What to tell of the mailbox: messages above this UID, and at most so
+	   many of them. */
+	uint32_t above, max;
+};
+
+/* A command of ours. run returns -1 after xid_doveadm_fail(). */
+struct xid_doveadm_cmd {
+	struct doveadm_cmd_ver2 host;
+	/* arguments, with MAILBOX and NAME where there is a mailbox */
+	unsigned int min_args, max_args;
+	int (*run)(struct xid_doveadm *cmd);
+};
+
+/* doveadm is to exit with what stands for this error. Always returns -1. */
+int xid_doveadm_fail(struct xid_doveadm *cmd, enum mail_error error,
+		     const char *format, ...) ATTR_FORMAT(3, 4);
+/* The same for what the mailbox's storage says. */
+int xid_doveadm_fail_box(struct xid_doveadm *cmd, struct mailbox *box,
+			 const char *what);
+/* args[idx] as a UID, a UID + 1 or a count. */
+int xid_doveadm_number(struct xid_doveadm *cmd, unsigned int idx,
+		       const char *what, uint32_t *number_r);
+/* Bring the mailbox and its view up to date. */
+int xid_doveadm_sync(struct xid_doveadm *cmd);
+
+/*
+ * doveadm-answer.c
+ */
+
+/* The state of cmd->box as it was last synced. */
+int xid_doveadm_answer_state(struct xid_doveadm *cmd);
+/* Print the answer: one line. */
+void xid_doveadm_answer(string_t *json);
+void xid_doveadm_append_xid(string_t *json, const struct imap_xid *xid);
+/* With the quotes. */
+void xid_doveadm_append_string(string_t *json, const char *str);
+
+/*
+ * plugin.c: as doveadm's module
+ */
+
+void xid_doveadm_init(void);
+
+#endif

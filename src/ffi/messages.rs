@@ -1,0 +1,85 @@
+//! What the table and the registry know of a mailbox's messages, for C: their GUIDs, without a
+//! look at the host's files.
+
+#![allow(non_camel_case_types)]
+
+use super::boundary::{Failure, given, put, status};
+use super::registry::imap_xid_box;
+use super::table::{imap_xid_pending, pending_for_c, text_for_c};
+use crate::registry::Exported;
+
+/// Gives what is pending in the mailbox, by ascending UID: the messages with UIDs above `above`,
+/// at most `room` of them. Ask again with the last UID for more.
+///
+/// Returns how many were stored (0: there are no more), or an error.
+///
+/// # Safety
+/// `xbox` is a mailbox, `out` points to room for `room` entries.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn imap_xid_box_pending(
+    xbox: *mut imap_xid_box,
+    above: u32,
+    out: *mut imap_xid_pending,
+    room: usize,
+) -> i32 {
+    status(|| {
+        // SAFETY: the caller's promise.
+        let page = unsafe { given(xbox, "xbox") }?.place()?.pending(above)?;
+        // SAFETY: the caller's promise.
+        unsafe { put_all(page.iter().map(pending_for_c), out, room) }
+    })
+}
+
+/// Gives what the registry knows of the mailbox's messages, by ascending UID: those with UIDs
+/// above `above`, at most `room` of them. Ask again with the last UID for more. Check them against
+/// the index: a message may be gone, or have another XID by now. Their age is not known: -1.
+///
+/// Returns how many were stored (0: there are no more), or an error.
+///
+/// # Safety
+/// `xbox` is a mailbox, `out` points to room for `room` entries.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn imap_xid_box_rows(
+    xbox: *mut imap_xid_box,
+    above: u32,
+    out: *mut imap_xid_pending,
+    room: usize,
+) -> i32 {
+    status(|| {
+        // SAFETY: the caller's promise.
+        let xbox = unsafe { given(xbox, "xbox") }?;
+        let limit = u32::try_from(room).unwrap_or(u32::MAX);
+        let page = xbox.root.registry.rows(&xbox.mailbox, above, limit)?;
+        // SAFETY: the caller's promise.
+        unsafe { put_all(page.iter().map(row_for_c), out, room) }
+    })
+}
+
+fn row_for_c(row: &Exported) -> imap_xid_pending {
+    imap_xid_pending {
+        uid: row.uid,
+        guid_len: row.guid.len() as u32,
+        number: row.number,
+        age_ms: -1,
+        ns: text_for_c(row.namespace.as_bytes()),
+        guid: text_for_c(&row.guid),
+    }
+}
+
+/// Stores as many entries as there is room for, and gives their number.
+///
+/// # Safety
+/// `out` points to room for `room` entries.
+unsafe fn put_all(
+    entries: impl Iterator<Item = imap_xid_pending>,
+    out: *mut imap_xid_pending,
+    room: usize,
+) -> Result<i32, Failure> {
+    let mut count = 0;
+    for entry in entries.take(room) {
+        // SAFETY: the caller's promise; `count` is below `room`.
+        unsafe { put(out.wrapping_add(count), entry, "out") }?;
+        count += 1;
+    }
+    Ok(count as i32)
+}

@@ -1,0 +1,9 @@
+//! `doveadm xid ...`, which the cluster daemon drives a node with: on a real Dovecot, in every
+//! format, from the command line and through the doveadm server.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod client;
+mod look;
+mod state;
