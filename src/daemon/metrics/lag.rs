@@ -10,22 +10,24 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
+use crate::etcd::Mailbox;
+
 /// Since when each mailbox has had messages without a stable UID. Clones share what they hold.
 #[derive(Clone, Debug, Default)]
 pub struct Lag {
-    since: Arc<Mutex<HashMap<(String, [u8; 16]), Instant>>>,
+    since: Arc<Mutex<HashMap<Mailbox, Instant>>>,
 }
 
 impl Lag {
     /// The oldest message of this mailbox whose UID is not shown has waited since then. It is told
     /// anew when that message's UID is shown and younger ones still wait.
-    pub fn waits(&self, user: &str, mailbox: [u8; 16], since: Instant) {
-        self.since.lock().insert((user.to_owned(), mailbox), since);
+    pub fn waits(&self, mailbox: &Mailbox, since: Instant) {
+        self.since.lock().insert(mailbox.clone(), since);
     }
 
     /// Every UID of this mailbox is shown.
-    pub fn settled(&self, user: &str, mailbox: [u8; 16]) {
-        self.since.lock().remove(&(user.to_owned(), mailbox));
+    pub fn settled(&self, mailbox: &Mailbox) {
+        self.since.lock().remove(mailbox);
     }
 
     /// The longest of all waits, in seconds; 0 when nothing waits.
@@ -59,12 +61,16 @@ mod tests {
         let lag = Lag::default();
         assert!(lag.seconds() == 0.0);
         let ago = |seconds| Instant::now() - Duration::from_secs(seconds);
-        lag.waits("a", [1; 16], ago(100));
-        lag.waits("b", [1; 16], ago(10));
+        let [a, b] = ["a", "b"].map(|user| Mailbox {
+            user: user.into(),
+            guid: [1; 16],
+        });
+        lag.waits(&a, ago(100));
+        lag.waits(&b, ago(10));
         assert!(lag.seconds() >= 100.0);
-        lag.settled("a", [1; 16]);
+        lag.settled(&a);
         assert!((10.0..100.0).contains(&lag.seconds()));
-        lag.settled("b", [1; 16]);
+        lag.settled(&b);
         assert!(lag.seconds() == 0.0);
     }
 }
