@@ -3,9 +3,10 @@
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::net::{self, Net};
-use super::{kill9, until};
+use super::{kill9, signal, until};
 
 /// etcd's ports on a node of a lab, for clients and for its peers.
 const CLIENTS: u16 = 2379;
@@ -13,7 +14,7 @@ const PEERS: u16 = 2380;
 
 /// A running cluster of members. Stopped and removed when dropped.
 pub struct Etcd {
-    members: Vec<Member>,
+    members: Vec<Mutex<Member>>,
 }
 
 struct Member {
@@ -33,62 +34,96 @@ impl Etcd {
         };
         let (client, peer) = (port(), port());
         let place = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        Etcd::of(vec![(place(client), place(peer), None)])
+        Etcd::of(vec![(place(client), place(peer), None)], &[])
     }
 
-    /// A member on each node of a lab.
-    pub fn on(net: &Net) -> Etcd {
-        Etcd::of(
-            net.all()
-                .map(|node| {
-                    let place = |port| SocketAddr::from((net.ip(node), port));
-                    (place(CLIENTS), place(PEERS), Some(net.name(node)))
-                })
-                .collect(),
-        )
+    /// A member on each of the first `members` nodes of a lab, with further arguments for each.
+    pub fn on(net: &Net, members: usize, args: &[&str]) -> Etcd {
+        let places = net.all().take(members).map(|node| {
+            let place = |port| SocketAddr::from((net.ip(node), port));
+            (place(CLIENTS), place(PEERS), Some(net.name(node)))
+        });
+        Etcd::of(places.collect(), args)
     }
 
-    fn of(places: Vec<(SocketAddr, SocketAddr, Option<String>)>) -> Etcd {
+    fn of(places: Vec<(SocketAddr, SocketAddr, Option<String>)>, args: &[&str]) -> Etcd {
         let names = places.iter().enumerate();
         let all: Vec<String> = names
             .map(|(i, (_, peer, _))| format!("m{i}=http://{peer}"))
             .collect();
         let members = places.into_iter().enumerate();
-        let mut etcd = Etcd {
+        let etcd = Etcd {
             members: members
-                .map(|(i, place)| Member::new(i, place, &all.join(",")))
+                .map(|(i, place)| Mutex::new(Member::new(i, place, &all.join(","), args)))
                 .collect(),
         };
-        for member in &mut etcd.members {
-            member.start();
+        for member in 0..etcd.members.len() {
+            etcd.member(member).start();
         }
-        for member in &etcd.members {
-            until("etcd to be healthy", || member.is_healthy());
+        for member in 0..etcd.members.len() {
+            etcd.wait_healthy(member);
         }
         etcd
     }
 
+    fn member(&self, index: usize) -> MutexGuard<'_, Member> {
+        let member = self.members[index].lock();
+        member.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many members there are, running or not.
+    pub fn members(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Waits until a member (numbered from 0) can write.
+    pub fn wait_healthy(&self, member: usize) {
+        until("etcd to be healthy", || self.member(member).is_healthy());
+    }
+
+    /// The member that leads the others, if there is one.
+    pub fn leader(&self) -> Option<usize> {
+        (0..self.members.len()).find(|member| self.member(*member).leads())
+    }
+
     /// Where clients connect, one a member.
     pub fn endpoints(&self) -> Vec<String> {
-        self.members
-            .iter()
-            .map(|m| format!("http://{}", m.client))
+        (0..self.members.len())
+            .map(|member| format!("http://{}", self.member(member).client))
             .collect()
     }
 
     /// kill -9 of a member (numbered from 0).
-    pub fn crash(&mut self, member: usize) {
-        self.members[member].stop();
+    pub fn crash(&self, member: usize) {
+        self.member(member).stop();
     }
 
     /// Starts it again with the data that it has.
-    pub fn start_again(&mut self, member: usize) {
-        self.members[member].start();
+    pub fn start_again(&self, member: usize) {
+        let mut member = self.member(member);
+        if member.process.is_none() {
+            member.start();
+        }
+    }
+
+    /// SIGSTOP, or SIGCONT.
+    pub fn pause(&self, member: usize, paused: bool) {
+        if let Some(process) = &self.member(member).process {
+            signal(
+                process.id(),
+                if paused { libc::SIGSTOP } else { libc::SIGCONT },
+            );
+        }
     }
 }
 
 impl Member {
-    fn new(index: usize, place: (SocketAddr, SocketAddr, Option<String>), all: &str) -> Member {
+    fn new(
+        index: usize,
+        place: (SocketAddr, SocketAddr, Option<String>),
+        all: &str,
+        more: &[&str],
+    ) -> Member {
         let (client, peer, namespace) = place;
         let data = tempfile::Builder::new()
             .prefix("xid-etcd-")
@@ -109,6 +144,7 @@ impl Member {
             args: args
                 .into_iter()
                 .flat_map(|(k, v)| [k.to_owned(), v])
+                .chain(more.iter().map(|arg| (*arg).to_owned()))
                 .collect(),
             client,
             namespace,
@@ -138,14 +174,26 @@ impl Member {
     }
 
     fn is_healthy(&self) -> bool {
+        let status = self.etcdctl(&["endpoint", "health"]).output();
+        status.is_ok_and(|output| output.status.success())
+    }
+
+    /// Whether it says that the leader is itself.
+    fn leads(&self) -> bool {
+        let output = self.etcdctl(&["endpoint", "status"]).output();
+        let Ok(output) = output else { return false };
+        // "10.77.0.1:2379, 8e9e05c52164694d, 3.4.23, 20 kB, true, false, 2, 8, 8,"
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.split(", ").nth(4) == Some("true")
+    }
+
+    fn etcdctl(&self, words: &[&str]) -> Command {
         let mut command = Command::new("etcdctl");
         command
             .env("ETCDCTL_API", "3")
-            .args(["endpoint", "health", "--endpoints"]);
-        command
-            .arg(self.client.to_string())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+            .args(words)
+            .args(["--endpoints", &self.client.to_string()])
+            .stdin(Stdio::null());
         if let Some(name) = &self.namespace {
             let namespace = net::open(name).expect("the node's namespace");
             // SAFETY: the closure makes one system call.
@@ -153,7 +201,7 @@ impl Member {
                 command.pre_exec(move || net::enter(&namespace));
             }
         }
-        command.status().is_ok_and(|status| status.success())
+        command
     }
 
     fn stop(&mut self) {
@@ -167,6 +215,8 @@ impl Member {
 
 impl Drop for Etcd {
     fn drop(&mut self) {
-        self.members.iter_mut().for_each(Member::stop);
+        for member in 0..self.members.len() {
+            self.member(member).stop();
+        }
     }
 }

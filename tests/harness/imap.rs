@@ -47,13 +47,29 @@ impl Imap {
         Imap::greeted(wire, name)
     }
 
+    /// The same where nobody may answer, or nothing within `limit`.
+    pub(super) fn try_connect(address: SocketAddr, name: &str, limit: Duration) -> Result<Imap> {
+        let mut client = Imap::unread(Wire::connect(address)?, name);
+        client.set_limit(limit);
+        let greeting = client.try_read_line()?;
+        client.greeting = greeting.ok_or(std::io::ErrorKind::UnexpectedEof)?;
+        Ok(client)
+    }
+
     pub(super) fn connect_tls(address: SocketAddr, args: &[&str], name: &str) -> Imap {
         let wire = Wire::connect_tls(address, args).expect("openssl s_client");
         Imap::greeted(wire, name)
     }
 
     fn greeted(wire: Wire, name: &str) -> Imap {
-        let mut client = Imap {
+        let mut client = Imap::unread(wire, name);
+        client.greeting = client.read_line();
+        client
+    }
+
+    /// A client whose greeting is still to be read.
+    fn unread(wire: Wire, name: &str) -> Imap {
+        Imap {
             wire,
             next_tag: 0,
             unread: Vec::new(),
@@ -62,9 +78,7 @@ impl Imap {
             scanner: None,
             name: name.to_owned(),
             greeting: Line(Vec::new()),
-        };
-        client.greeting = client.read_line();
-        client
+        }
     }
 
     /// LOGIN; any password will do.

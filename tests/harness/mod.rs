@@ -42,6 +42,7 @@
 //!   `server.log()`, `server.wait_log("text")`, `server.allow_log("text")`; `server.sieve(user, script)`
 //! * `server.messages(user, box)`: UID, XID, GUID and sequence number of every message
 //! * `Dovecot::setup().at(&net, 1)`: on a node of a [`net::Net`], reached in its namespace
+//! * `Cluster::setup().nodes(3).start()`: a whole cluster, see [`cluster`]
 //! * `server.checked(user, box)`: the same, having checked that every message has an XID, none twice,
 //!   in UID order; `server.checked_all(user)` for all mailboxes; see [`checks`]
 //! * `server.advance(user, box, uid)`: moves a `table` watermark; see [`leak`]
@@ -68,6 +69,7 @@
 #![allow(dead_code)]
 
 pub mod checks;
+pub mod cluster;
 mod config;
 pub mod etcd;
 pub mod imap;
@@ -78,6 +80,7 @@ mod plugin;
 mod pop3;
 pub mod reply;
 mod server;
+mod slow;
 mod tls;
 mod wire;
 
@@ -96,7 +99,7 @@ pub use pop3::Pop3;
 #[allow(unused_imports)]
 pub use reply::{Fetch, Line, Reply, Value};
 #[allow(unused_imports)]
-pub use server::{Dovecot, Message, Output, kill9, run};
+pub use server::{Dovecot, Message, Output, kill9, run, signal};
 
 use std::time::{Duration, Instant};
 

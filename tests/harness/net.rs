@@ -1,8 +1,10 @@
 //! Network namespaces for cluster tests: one per node, joined by a bridge that has a namespace
 //! of its own, so that nothing leaves them and nothing of the machine is touched.
 //!
-//! Links are cut with nftables rules inside the nodes' namespaces, one direction at a time.
+//! Links are cut with nftables rules inside the nodes' namespaces, one direction at a time. Where
+//! distance is wanted ([`Net::slow`]), a switch of our own takes the bridge's place.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -10,8 +12,10 @@ use std::os::fd::AsRawFd;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use super::LIMIT;
+use super::slow::{SlowLink, mac, open_tap};
 
 /// Namespaces are named by process and a counter: several labs can live side by side.
 static NEXT_LAB: AtomicU8 = AtomicU8::new(0);
@@ -69,55 +73,107 @@ pub struct Net {
     /// Third byte of the lab's addresses.
     lab: u8,
     nodes: usize,
+    /// In place of the bridge, where there is one.
+    slow: Option<SlowLink>,
+    faults: Mutex<Faults>,
+}
+
+/// What is wrong with the links at the moment.
+#[derive(Default)]
+struct Faults {
+    /// (from, to): packets of this direction get lost.
+    cuts: BTreeSet<(usize, usize)>,
+    /// Percent of the packets that reach a node and get lost.
+    losses: BTreeMap<usize, u32>,
 }
 
 impl Net {
     /// Makes `nodes` namespaces (numbered from 1) and the bridge between them.
     pub fn new(nodes: usize) -> io::Result<Net> {
-        assert!((1..=16).contains(&nodes), "a lab has 1 to 16 nodes");
-        let lab = NEXT_LAB.fetch_add(1, Ordering::Relaxed);
-        let net = Net {
-            prefix: format!("xid{}-{lab}-", std::process::id()),
-            lab,
-            nodes,
-        };
-        net.build()?;
-        Ok(net)
-    }
-
-    fn build(&self) -> io::Result<()> {
-        let switch = self.switch();
+        let net = Net::unbuilt(nodes);
+        let switch = net.switch();
         run(&["ip", "netns", "add", &switch])?;
         run(&["ip", "-n", &switch, "link", "add", "br0", "type", "bridge"])?;
         run(&["ip", "-n", &switch, "link", "set", "br0", "up"])?;
-        for node in self.all() {
-            self.build_node(node, &switch)?;
+        for node in net.all() {
+            net.add_namespace(node)?;
+            net.plug_in(node, &switch)?;
+            net.configure(node)?;
         }
-        Ok(())
+        Ok(net)
     }
 
-    fn build_node(&self, node: usize, switch: &str) -> io::Result<()> {
-        let ns = self.name(node);
+    /// The same, where every packet takes `delay` from one node to another (there and back twice
+    /// that). [`Net::set_delay`] changes it.
+    pub fn slow(nodes: usize, delay: Duration) -> io::Result<Net> {
+        let mut net = Net::unbuilt(nodes);
+        let mut devices = Vec::new();
+        for node in net.all() {
+            net.add_namespace(node)?;
+            devices.push(net.inside(node, || open_tap("eth0"))??);
+            let (name, address) = (net.name(node), mac(net.lab, node));
+            run(&[
+                "ip", "-n", &name, "link", "set", "eth0", "address", &address,
+            ])?;
+            net.configure(node)?;
+        }
+        net.slow = Some(SlowLink::between(devices));
+        net.set_delay(delay, Duration::ZERO);
+        Ok(net)
+    }
+
+    fn unbuilt(nodes: usize) -> Net {
+        assert!((1..=16).contains(&nodes), "a lab has 1 to 16 nodes");
+        let lab = NEXT_LAB.fetch_add(1, Ordering::Relaxed);
+        Net {
+            prefix: format!("xid{}-{lab}-", std::process::id()),
+            lab,
+            nodes,
+            slow: None,
+            faults: Mutex::default(),
+        }
+    }
+
+    fn add_namespace(&self, node: usize) -> io::Result<()> {
+        let name = self.name(node);
         let mut known = NAMESPACES.lock().unwrap_or_else(PoisonError::into_inner);
-        known.push((self.ip(node), ns.clone()));
+        known.retain(|(address, _)| *address != self.ip(node));
+        known.push((self.ip(node), name.clone()));
         drop(known);
-        let port = format!("p{node}");
-        let address = format!("{}/24", self.ip(node));
-        run(&["ip", "netns", "add", &ns])?;
-        run(&["ip", "-n", &ns, "link", "set", "lo", "up"])?;
+        run(&["ip", "netns", "add", &name])?;
+        run(&["ip", "-n", &name, "link", "set", "lo", "up"])
+    }
+
+    /// A pair of devices between the node and the bridge.
+    fn plug_in(&self, node: usize, switch: &str) -> io::Result<()> {
+        let (name, port) = (self.name(node), format!("p{node}"));
         run(&[
             "ip", "-n", switch, "link", "add", &port, "type", "veth", "peer", "name", "eth0",
-            "netns", &ns,
+            "netns", &name,
         ])?;
         run(&[
             "ip", "-n", switch, "link", "set", &port, "master", "br0", "up",
-        ])?;
-        run(&["ip", "-n", &ns, "addr", "add", &address, "dev", "eth0"])?;
-        run(&["ip", "-n", &ns, "link", "set", "eth0", "up"])?;
+        ])
+    }
+
+    fn configure(&self, node: usize) -> io::Result<()> {
+        let (name, address) = (self.name(node), format!("{}/24", self.ip(node)));
+        run(&["ip", "-n", &name, "addr", "add", &address, "dev", "eth0"])?;
+        run(&["ip", "-n", &name, "link", "set", "eth0", "up"])?;
         self.nft(
             node,
             "add table inet cut; add chain inet cut in { type filter hook input priority 0; }",
         )
+    }
+
+    /// From now on a packet takes `delay`, and by chance up to `jitter` more, so that packets
+    /// overtake each other.
+    ///
+    /// # Panics
+    /// On a lab that was not made by [`Net::slow`].
+    pub fn set_delay(&self, delay: Duration, jitter: Duration) {
+        let link = self.slow.as_ref().expect("a lab made by Net::slow");
+        link.set(delay, jitter);
     }
 
     /// The numbers of all nodes.
@@ -148,35 +204,67 @@ impl Net {
 
     /// Drops what `from` sends to `to`; the other direction still works.
     pub fn cut_one_way(&self, from: usize, to: usize) -> io::Result<()> {
-        self.nft(
-            to,
-            &format!("add rule inet cut in ip saddr {} drop", self.ip(from)),
-        )
+        self.change(|faults| {
+            faults.cuts.insert((from, to));
+        })
     }
 
     /// Drops everything between the two groups.
     pub fn partition(&self, left: &[usize], right: &[usize]) -> io::Result<()> {
-        for &l in left {
-            for &r in right {
-                self.cut_one_way(l, r)?;
-                self.cut_one_way(r, l)?;
+        self.change(|faults| {
+            for (&l, &r) in left.iter().flat_map(|l| right.iter().map(move |r| (l, r))) {
+                faults.cuts.extend([(l, r), (r, l)]);
             }
-        }
-        Ok(())
+        })
+    }
+
+    /// Cuts a node off from all others.
+    pub fn isolate(&self, node: usize) -> io::Result<()> {
+        let others: Vec<usize> = self.all().filter(|other| *other != node).collect();
+        self.partition(&[node], &others)
+    }
+
+    /// Takes back what was cut around this node.
+    pub fn reconnect(&self, node: usize) -> io::Result<()> {
+        self.change(|faults| {
+            faults
+                .cuts
+                .retain(|(from, to)| *from != node && *to != node)
+        })
     }
 
     /// Lets a share of the packets that reach `node` get lost.
     pub fn lose(&self, node: usize, percent: u32) -> io::Result<()> {
-        self.nft(
-            node,
-            &format!("add rule inet cut in iifname eth0 numgen random mod 100 < {percent} drop"),
-        )
+        self.change(|faults| {
+            faults.losses.insert(node, percent);
+        })
     }
 
     /// Takes all cuts and losses back.
     pub fn heal(&self) -> io::Result<()> {
-        self.all()
-            .try_for_each(|node| self.nft(node, "flush chain inet cut in"))
+        self.change(|faults| *faults = Faults::default())
+    }
+
+    /// Changes the faults and makes every node's rules say so.
+    fn change(&self, how: impl FnOnce(&mut Faults)) -> io::Result<()> {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        how(&mut faults);
+        self.all().try_for_each(|node| self.apply(node, &faults))
+    }
+
+    fn apply(&self, node: usize, faults: &Faults) -> io::Result<()> {
+        let mut rules = String::from("flush chain inet cut in");
+        for (from, _) in faults.cuts.iter().filter(|(_, to)| *to == node) {
+            let from = self.ip(*from);
+            rules.push_str(&format!("; add rule inet cut in ip saddr {from} drop"));
+        }
+        if let Some(percent) = faults.losses.get(&node) {
+            let chance = format!("numgen random mod 100 < {percent}");
+            rules.push_str(&format!(
+                "; add rule inet cut in iifname eth0 {chance} drop"
+            ));
+        }
+        self.nft(node, &rules)
     }
 
     fn nft(&self, node: usize, rules: &str) -> io::Result<()> {

@@ -277,6 +277,20 @@ impl Dovecot {
         self.allow_log("killed with signal 9");
     }
 
+    /// SIGSTOP (or SIGCONT) to every process of the server.
+    pub fn pause(&self, paused: bool) {
+        let what = if paused { libc::SIGSTOP } else { libc::SIGCONT };
+        let family = self.master_pid().map(family_of).unwrap_or_default();
+        for process in &family {
+            signal(process.pid, what);
+        }
+    }
+
+    /// Whether it was started and neither stopped nor crashed since.
+    pub fn is_running(&self) -> bool {
+        lock(&self.running).is_some()
+    }
+
     /// Whether `xid` is among the plug-ins, from the next start on.
     pub fn set_plugin(&self, on: bool) {
         lock(&self.setup).plugin = on;
@@ -370,6 +384,16 @@ impl Dovecot {
         let mut client = Imap::connect(self.imap_addr(), user);
         self.log_in(&mut client, user);
         client
+    }
+
+    /// The same where the server may be down: an error then.
+    pub fn try_imap(&self, user: &str, limit: Duration) -> std::io::Result<Imap> {
+        let mut client = Imap::try_connect(self.imap_addr(), user, limit)?;
+        let reply = client.try_cmd(&format!("LOGIN {user} pass"))?;
+        match reply.is_ok() {
+            true => Ok(client),
+            false => Err(std::io::Error::other(reply.text)),
+        }
     }
 
     /// The same with a mailbox selected.
@@ -708,9 +732,14 @@ fn mount_tmpfs(path: &Path, size: &str) -> PathBuf {
 
 /// kill -9.
 pub fn kill9(pid: u32) {
+    signal(pid, libc::SIGKILL);
+}
+
+/// Sends a signal to a process that we started.
+pub fn signal(pid: u32, signal: libc::c_int) {
     // SAFETY: kill has no memory conditions; the pid is one of our server's.
     unsafe {
-        libc::kill(pid as libc::pid_t, libc::SIGKILL);
+        libc::kill(pid as libc::pid_t, signal);
     }
 }
 

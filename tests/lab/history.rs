@@ -2,30 +2,42 @@
 //!
 //! The checker knows nothing of the code under test: it is given the lines that clients got,
 //! each with the node it came from, and judges them by the rules a client author would write
-//! down (I1 to I5 of docs/cluster-model.md).
+//! down (I1 to I6 of docs/cluster-model.md).
+
+// Every program takes what it needs of it.
+#![allow(dead_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A message as the workload knows it: the value of a header that it wrote itself.
 pub type Key = String;
 
-/// One thing that a client saw or did. `node` numbers start at 1; events are in the order in
-/// which the clients noted them, which for one client is the order on the wire.
+/// A moment, in an order that all clients of this process agree on.
+pub type Moment = u64;
+
+/// This moment, later than every one given before.
+pub fn now() -> Moment {
+    static CLOCK: AtomicU64 = AtomicU64::new(1);
+    CLOCK.fetch_add(1, Ordering::SeqCst)
+}
+
+/// One thing that a client saw or did. `node` numbers start at 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The server acknowledged an APPEND or a delivery.
     Acknowledged { node: usize, key: Key },
-    /// The workload itself expunged the message.
-    Expunged { key: Key },
+    /// A client asked that the message be expunged; it may go from here on.
+    Expunging { key: Key },
     /// A client was told UIDNEXT.
     UidNext {
         node: usize,
         uidvalidity: u32,
         uidnext: u32,
     },
-    /// A whole listing of the mailbox: (UID, XID, message) by sequence number. UIDs that the
-    /// server keeps to itself are 0; an XID that was not asked for is empty.
+    /// A whole listing of the mailbox, after the client had asked for news: (UID, XID, message)
+    /// by sequence number. UIDs that were not shown are 0; an XID that was not is empty.
     Listing {
         node: usize,
         uidvalidity: u32,
@@ -38,12 +50,23 @@ pub enum Event {
         uid: u32,
         key: Key,
     },
+    /// A client asked `XHXID <its state>`. `before` is what it saw in the mailbox just before
+    /// that; `announced` is the answer. A client that threw its cache away starts as a new one.
+    News {
+        client: String,
+        before: Vec<Row>,
+        announced: Vec<String>,
+    },
+    /// A client was told that its cache is of another mailbox, or that the server lost data.
+    Reset { client: String },
     /// The last listing of a node after everything was healed and settled.
     Final {
         node: usize,
         uidvalidity: u32,
         rows: Vec<Row>,
     },
+    /// A node that could not list the mailbox with its UIDs in the end; why.
+    NeverStable { node: usize, why: String },
 }
 
 /// A message in a listing.
@@ -60,7 +83,7 @@ pub struct Row {
 /// A broken invariant, in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// "I1" to "I5".
+    /// "I1" to "I6".
     pub invariant: &'static str,
     /// What was seen that must not be.
     pub what: String,
@@ -93,52 +116,76 @@ impl fmt::Display for Count {
     }
 }
 
+/// An event with the moments at which its command was sent and its answer had come.
+#[derive(Clone, Debug)]
+struct Seen {
+    began: Moment,
+    ended: Moment,
+    event: Event,
+}
+
 /// Everything that was seen.
 #[derive(Clone, Debug, Default)]
 pub struct History {
-    events: Vec<Event>,
+    seen: Vec<Seen>,
 }
 
+/// A listing, of either kind, in a place: a node under a UIDVALIDITY.
+struct Listing<'a> {
+    began: Moment,
+    ended: Moment,
+    node: usize,
+    uidvalidity: u32,
+    rows: &'a [Row],
+}
+
+type Place = (usize, u32);
+
 impl History {
-    /// Adds what a client saw.
+    /// Adds what a client saw just now, without a command that asked for it.
     pub fn push(&mut self, event: Event) {
-        self.events.push(event);
+        self.push_since(now(), event);
+    }
+
+    /// Adds what a client saw in the answer to a command that it sent at `began`.
+    pub fn push_since(&mut self, began: Moment, event: Event) {
+        self.seen.push(Seen {
+            began,
+            ended: now(),
+            event,
+        });
     }
 
     /// Adds what another recorder saw.
     pub fn extend(&mut self, other: History) {
-        self.events.extend(other.events);
+        self.seen.extend(other.seen);
+        self.seen.sort_by_key(|seen| seen.ended);
+    }
+
+    fn events(&self) -> impl Iterator<Item = &Event> {
+        self.seen.iter().map(|seen| &seen.event)
     }
 
     /// Every (UIDVALIDITY, UID, message) that left a server.
     fn shown(&self) -> impl Iterator<Item = (u32, u32, &Key)> {
-        self.events
-            .iter()
-            .flat_map(|event| -> Box<dyn Iterator<Item = (u32, u32, &Key)>> {
-                match event {
-                    Event::Shown {
-                        uidvalidity,
-                        uid,
-                        key,
-                        ..
-                    } => Box::new(std::iter::once((*uidvalidity, *uid, key))),
-                    Event::Listing {
-                        uidvalidity, rows, ..
-                    }
-                    | Event::Final {
-                        uidvalidity, rows, ..
-                    } => Box::new(
-                        rows.iter()
-                            .filter(|r| r.uid != 0)
-                            .map(|r| (*uidvalidity, r.uid, &r.key)),
-                    ),
-                    _ => Box::new(std::iter::empty()),
-                }
-            })
+        let single = self.events().filter_map(|event| match event {
+            Event::Shown {
+                uidvalidity,
+                uid,
+                key,
+                ..
+            } => Some((*uidvalidity, *uid, key)),
+            _ => None,
+        });
+        let listed = self.listings().flat_map(|listing| {
+            let rows = listing.rows.iter().filter(|row| row.uid != 0);
+            rows.map(move |row| (listing.uidvalidity, row.uid, &row.key))
+        });
+        single.chain(listed)
     }
 
-    fn listings(&self) -> impl Iterator<Item = (usize, u32, &[Row])> {
-        self.events.iter().filter_map(|event| match event {
+    fn listings(&self) -> impl Iterator<Item = Listing<'_>> {
+        self.seen.iter().filter_map(|seen| match &seen.event {
             Event::Listing {
                 node,
                 uidvalidity,
@@ -148,8 +195,23 @@ impl History {
                 node,
                 uidvalidity,
                 rows,
-            } => Some((*node, *uidvalidity, rows.as_slice())),
+            } => Some(Listing {
+                began: seen.began,
+                ended: seen.ended,
+                node: *node,
+                uidvalidity: *uidvalidity,
+                rows,
+            }),
             _ => None,
+        })
+    }
+
+    /// All rows in which clients saw messages, with or without UIDs.
+    fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.events().flat_map(|event| match event {
+            Event::Listing { rows, .. } | Event::Final { rows, .. } => rows.as_slice(),
+            Event::News { before, .. } => before.as_slice(),
+            _ => &[],
         })
     }
 
@@ -167,18 +229,40 @@ impl History {
         }
     }
 
+    /// How many different messages were acknowledged.
+    pub fn acknowledged(&self) -> usize {
+        let keys = self.events().filter_map(|event| match event {
+            Event::Acknowledged { key, .. } => Some(key),
+            _ => None,
+        });
+        keys.collect::<BTreeSet<_>>().len()
+    }
+
+    /// How many times a UID, or a whole listing with them, was shown.
+    pub fn looks(&self) -> usize {
+        self.listings()
+            .filter(|listing| listing.rows.iter().any(|row| row.uid != 0))
+            .count()
+    }
+
+    fn expunged(&self) -> BTreeSet<&Key> {
+        let keys = self.events().filter_map(|event| match event {
+            Event::Expunging { key } => Some(key),
+            _ => None,
+        });
+        keys.collect()
+    }
+
     /// Acknowledged messages that are missing somewhere, and messages that are somewhere twice.
     fn fates(&self) -> (BTreeSet<&Key>, BTreeSet<&Key>) {
-        let mut kept: BTreeSet<&Key> = BTreeSet::new();
-        for event in &self.events {
-            match event {
-                Event::Acknowledged { key, .. } => kept.insert(key),
-                Event::Expunged { key } => kept.remove(key),
-                _ => false,
-            };
-        }
+        let expunged = self.expunged();
+        let acknowledged = self.events().filter_map(|event| match event {
+            Event::Acknowledged { key, .. } => Some(key),
+            _ => None,
+        });
+        let kept: BTreeSet<&Key> = acknowledged.filter(|key| !expunged.contains(key)).collect();
         let (mut lost, mut duplicated) = (BTreeSet::new(), BTreeSet::new());
-        for event in &self.events {
+        for event in self.events() {
             let Event::Final { rows, .. } = event else {
                 continue;
             };
@@ -194,16 +278,19 @@ impl History {
         let mut found = Vec::new();
         self.check_uid_names_one_message(&mut found);
         self.check_ascending(&mut found);
+        self.check_uidnext(&mut found);
         self.check_nothing_below_uidnext(&mut found);
         self.check_xids(&mut found);
+        self.check_news(&mut found);
         self.check_fates(&mut found);
+        self.check_agreement(&mut found);
         found
     }
 
     /// I1: one UID, one message, on every node and for ever; and a message has one UID.
     fn check_uid_names_one_message(&self, found: &mut Vec<Violation>) {
         let mut message_of: BTreeMap<(u32, u32), &Key> = BTreeMap::new();
-        let mut uid_of: BTreeMap<(u32, &Key), u32> = BTreeMap::new();
+        let mut uid_of: BTreeMap<&Key, (u32, u32)> = BTreeMap::new();
         for (uidvalidity, uid, key) in self.shown() {
             let first = message_of.entry((uidvalidity, uid)).or_insert(key);
             if *first != key {
@@ -212,19 +299,23 @@ impl History {
                     what: format!("UID {uid} was shown for {first} and for {key}"),
                 });
             }
-            let first = *uid_of.entry((uidvalidity, key)).or_insert(uid);
-            if first != uid {
+            let first = *uid_of.entry(key).or_insert((uidvalidity, uid));
+            if first != (uidvalidity, uid) {
+                let (before, old) = first;
                 found.push(Violation {
                     invariant: "I1",
-                    what: format!("{key} was shown as UID {first} and as UID {uid}"),
+                    what: format!(
+                        "{key} was shown as UID {old} and as UID {uid} \
+                         (UIDVALIDITY {before} and {uidvalidity})"
+                    ),
                 });
             }
         }
     }
 
-    /// I2, first half: UIDs ascend with sequence numbers.
+    /// I2, first part: UIDs ascend with sequence numbers.
     fn check_ascending(&self, found: &mut Vec<Violation>) {
-        for (node, _, rows) in self.listings() {
+        for Listing { node, rows, .. } in self.listings() {
             let uids: Vec<u32> = rows.iter().map(|r| r.uid).filter(|uid| *uid != 0).collect();
             for pair in uids.windows(2).filter(|pair| pair[0] >= pair[1]) {
                 found.push(Violation {
@@ -235,70 +326,115 @@ impl History {
         }
     }
 
-    /// I2, second half: a message that was not there when a node said UIDNEXT never appears
-    /// below that UIDNEXT on that node.
-    fn check_nothing_below_uidnext(&self, found: &mut Vec<Violation>) {
-        let mut told: BTreeMap<(usize, u32), u32> = BTreeMap::new();
-        let mut known: BTreeSet<(usize, u32, u32)> = BTreeSet::new();
-        let mut listed: BTreeSet<(usize, u32)> = BTreeSet::new();
-        for event in &self.events {
-            match event {
+    /// Below what a node said nothing new may appear: (when it had said so, the UIDNEXT), by
+    /// time, each the highest until then.
+    fn floors(&self) -> BTreeMap<Place, Vec<(Moment, u32)>> {
+        let mut told: BTreeMap<Place, Vec<(Moment, u32)>> = BTreeMap::new();
+        for seen in &self.seen {
+            let (place, next) = match &seen.event {
                 Event::UidNext {
                     node,
                     uidvalidity,
                     uidnext,
-                } => {
-                    let highest = told.entry((*node, *uidvalidity)).or_default();
-                    if uidnext < highest {
-                        found.push(Violation {
-                            invariant: "I2",
-                            what: format!("node {node} said UIDNEXT {highest}, later {uidnext}"),
-                        });
-                    }
-                    *highest = (*highest).max(*uidnext);
-                }
-                Event::Listing {
+                } => ((*node, *uidvalidity), *uidnext),
+                Event::Shown {
                     node,
                     uidvalidity,
-                    rows,
-                }
-                | Event::Final {
-                    node,
-                    uidvalidity,
-                    rows,
-                } => {
-                    let place = (*node, *uidvalidity);
-                    let floor = told.get(&place).copied().unwrap_or(0);
-                    // Before its first listing a client cannot know what was there already.
-                    let knows = !listed.insert(place);
-                    for uid in rows.iter().map(|r| r.uid).filter(|uid| *uid != 0) {
-                        if known.insert((*node, *uidvalidity, uid)) && knows && uid < floor {
-                            found.push(Violation {
-                                invariant: "I2",
-                                what: format!(
-                                    "node {node}: UID {uid} appeared below UIDNEXT {floor}"
-                                ),
-                            });
-                        }
-                    }
-                    let top = rows.iter().map(|r| r.uid).max().unwrap_or(0);
-                    let highest = told.entry(place).or_default();
-                    *highest = (*highest).max(top + u32::from(top != 0));
-                }
-                _ => {}
+                    uid,
+                    ..
+                } => ((*node, *uidvalidity), uid + 1),
+                _ => continue,
+            };
+            told.entry(place).or_default().push((seen.ended, next));
+        }
+        for listing in self.listings() {
+            let top = listing.rows.iter().map(|row| row.uid).max().unwrap_or(0);
+            let place = (listing.node, listing.uidvalidity);
+            let floors = told.entry(place).or_default();
+            floors.push((listing.ended, top + 1));
+        }
+        for floors in told.values_mut() {
+            floors.sort_unstable();
+            let mut highest = 0;
+            for (_, next) in floors.iter_mut() {
+                highest = highest.max(*next);
+                *next = highest;
+            }
+        }
+        told
+    }
+
+    /// I2, second part: a node's UIDNEXT never goes down.
+    fn check_uidnext(&self, found: &mut Vec<Violation>) {
+        let floors = self.floors();
+        for seen in &self.seen {
+            let Event::UidNext {
+                node,
+                uidvalidity,
+                uidnext,
+            } = &seen.event
+            else {
+                continue;
+            };
+            let floor = floor_at(&floors, (*node, *uidvalidity), seen.began);
+            if *uidnext < floor {
+                found.push(Violation {
+                    invariant: "I2",
+                    what: format!("node {node} showed UIDNEXT {floor}, later {uidnext}"),
+                });
             }
         }
     }
 
-    /// I3: an XID names one message; a message whose UID was shown keeps its XID.
+    /// I2, third part: a message that was not there when a node had said UIDNEXT never appears
+    /// below that UIDNEXT on that node. "Not there" is told by a whole listing that began after
+    /// it was said, and ended before the first one that has the message began.
+    fn check_nothing_below_uidnext(&self, found: &mut Vec<Violation>) {
+        let floors = self.floors();
+        let mut first: BTreeMap<(Place, u32), Moment> = BTreeMap::new();
+        let mut looked: BTreeMap<Place, Vec<(Moment, u32)>> = BTreeMap::new();
+        for listing in self.listings() {
+            let shown = |row: &&Row| row.uid != 0;
+            if !listing.rows.is_empty() && !listing.rows.iter().any(|row| row.uid != 0) {
+                continue;
+            }
+            let place = (listing.node, listing.uidvalidity);
+            let top = listing.rows.iter().map(|row| row.uid).max().unwrap_or(0);
+            let floor = floor_at(&floors, place, listing.began).max(top + 1);
+            looked
+                .entry(place)
+                .or_default()
+                .push((listing.ended, floor));
+            for row in listing.rows.iter().filter(shown) {
+                let began = first.entry((place, row.uid)).or_insert(listing.began);
+                *began = (*began).min(listing.began);
+            }
+        }
+        for looks in looked.values_mut() {
+            looks.sort_unstable();
+            let mut highest = 0;
+            for (_, floor) in looks.iter_mut() {
+                highest = highest.max(*floor);
+                *floor = highest;
+            }
+        }
+        for ((place, uid), began) in first {
+            let floor = floor_at(&looked, place, began);
+            if uid < floor {
+                let node = place.0;
+                found.push(Violation {
+                    invariant: "I2",
+                    what: format!("node {node}: UID {uid} appeared below UIDNEXT {floor}"),
+                });
+            }
+        }
+    }
+
+    /// I3: an XID names one message, and a message keeps its XID.
     fn check_xids(&self, found: &mut Vec<Violation>) {
         let mut message_of: BTreeMap<&str, &Key> = BTreeMap::new();
-        let mut xid_of: BTreeMap<&Key, &str> = BTreeMap::new();
-        for row in self
-            .listings()
-            .flat_map(|(_, _, rows)| rows)
-            .filter(|r| !r.xid.is_empty())
-        {
+        let mut xids_of: BTreeMap<&Key, BTreeSet<&str>> = BTreeMap::new();
+        for row in self.rows().filter(|row| !row.xid.is_empty()) {
             let first = message_of.entry(&row.xid).or_insert(&row.key);
             if *first != &row.key {
                 found.push(Violation {
@@ -306,15 +442,43 @@ impl History {
                     what: format!("XID {} was shown for {first} and for {}", row.xid, row.key),
                 });
             }
-            if row.uid == 0 {
-                continue;
-            }
-            let first = *xid_of.entry(&row.key).or_insert(&row.xid);
-            if first != row.xid {
-                found.push(Violation {
-                    invariant: "I3",
-                    what: format!("{} had XID {first}, then {}", row.key, row.xid),
-                });
+            xids_of.entry(&row.key).or_default().insert(&row.xid);
+        }
+        for (key, xids) in xids_of.iter().filter(|(_, xids)| xids.len() > 1) {
+            let xids: Vec<&str> = xids.iter().copied().collect();
+            found.push(Violation {
+                invariant: "I3",
+                what: format!("{key} had the XIDs {}", xids.join(" and ")),
+            });
+        }
+    }
+
+    /// I4: what a client saw in the mailbox it has been told of once it had asked for news.
+    fn check_news(&self, found: &mut Vec<Violation>) {
+        let expunged = self.expunged();
+        let mut known: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for event in self.events() {
+            match event {
+                Event::News {
+                    client,
+                    before,
+                    announced,
+                } => {
+                    let knows = known.entry(client).or_default();
+                    knows.extend(announced.iter().map(String::as_str));
+                    let here = before.iter().filter(|row| !expunged.contains(&row.key));
+                    for row in here.filter(|row| !knows.contains(row.xid.as_str())) {
+                        found.push(Violation {
+                            invariant: "I4",
+                            what: format!("{client} was never told of {} ({})", row.xid, row.key),
+                        });
+                    }
+                }
+                Event::Reset { client } => found.push(Violation {
+                    invariant: "I4",
+                    what: format!("{client} was told to throw its cache away"),
+                }),
+                _ => {}
             }
         }
     }
@@ -333,162 +497,53 @@ impl History {
             what,
         }));
     }
+
+    /// I6: in the end every node shows every message under a UID, and all show the same.
+    fn check_agreement(&self, found: &mut Vec<Violation>) {
+        let mut last: BTreeMap<usize, (u32, &[Row])> = BTreeMap::new();
+        for event in self.events() {
+            match event {
+                Event::NeverStable { node, why } => found.push(Violation {
+                    invariant: "I6",
+                    what: format!("node {node} did not become stable: {why}"),
+                }),
+                Event::Final {
+                    node,
+                    uidvalidity,
+                    rows,
+                } => {
+                    last.insert(*node, (*uidvalidity, rows));
+                }
+                _ => {}
+            }
+        }
+        let Some((first, reference)) = last.pop_first() else {
+            return;
+        };
+        for (node, listing) in last.iter().filter(|(_, listing)| **listing != reference) {
+            let difference = difference(reference.1, listing.1);
+            found.push(Violation {
+                invariant: "I6",
+                what: format!("in the end nodes {first} and {node} differ: {difference}"),
+            });
+        }
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// The highest of these floors that was there before `moment`.
+fn floor_at(floors: &BTreeMap<Place, Vec<(Moment, u32)>>, place: Place, moment: Moment) -> u32 {
+    let Some(floors) = floors.get(&place) else {
+        return 0;
+    };
+    let before = floors.partition_point(|(at, _)| *at < moment);
+    before.checked_sub(1).map_or(0, |last| floors[last].1)
+}
 
-    fn row(uid: u32, xid: &str, key: &str) -> Row {
-        Row {
-            uid,
-            xid: xid.into(),
-            key: key.into(),
-        }
-    }
-
-    fn listing(node: usize, rows: &[Row]) -> Event {
-        Event::Listing {
-            node,
-            uidvalidity: 1,
-            rows: rows.to_vec(),
-        }
-    }
-
-    fn broken(events: Vec<Event>) -> Vec<&'static str> {
-        let history = History { events };
-        history.violations().iter().map(|v| v.invariant).collect()
-    }
-
-    #[test]
-    fn a_clean_history_has_no_violation() {
-        let rows = [row(1, "a-1", "m1"), row(2, "b-1", "m2")];
-        let events = vec![
-            Event::Acknowledged {
-                node: 1,
-                key: "m1".into(),
-            },
-            listing(1, &rows[..1]),
-            Event::UidNext {
-                node: 1,
-                uidvalidity: 1,
-                uidnext: 2,
-            },
-            listing(1, &rows),
-            listing(2, &rows),
-            Event::Final {
-                node: 1,
-                uidvalidity: 1,
-                rows: rows.to_vec(),
-            },
-        ];
-        assert_eq!(broken(events), Vec::<&str>::new());
-    }
-
-    #[test]
-    fn a_uid_that_names_two_messages_breaks_i1() {
-        let events = vec![
-            listing(1, &[row(9, "", "m1")]),
-            listing(2, &[row(9, "", "m2")]),
-        ];
-        assert_eq!(broken(events), ["I1"]);
-    }
-
-    #[test]
-    fn a_message_with_two_uids_breaks_i1_and_counts_as_changed() {
-        let events = vec![
-            listing(1, &[row(9, "", "m1")]),
-            listing(1, &[row(10, "", "m1")]),
-        ];
-        assert_eq!(
-            History {
-                events: events.clone()
-            }
-            .count()
-            .changed,
-            1
-        );
-        assert_eq!(broken(events), ["I1"]);
-    }
-
-    #[test]
-    fn uids_out_of_order_break_i2() {
-        assert_eq!(
-            broken(vec![listing(1, &[row(2, "", "m1"), row(1, "", "m2")])]),
-            ["I2"]
-        );
-    }
-
-    #[test]
-    fn a_message_below_a_uidnext_already_shown_breaks_i2() {
-        let events = vec![
-            listing(1, &[row(5, "", "m1")]),
-            Event::UidNext {
-                node: 1,
-                uidvalidity: 1,
-                uidnext: 9,
-            },
-            listing(1, &[row(5, "", "m1"), row(8, "", "m2")]),
-        ];
-        assert_eq!(broken(events), ["I2"]);
-    }
-
-    #[test]
-    fn a_uidnext_that_goes_down_breaks_i2() {
-        let next = |uidnext| Event::UidNext {
-            node: 1,
-            uidvalidity: 1,
-            uidnext,
-        };
-        assert_eq!(broken(vec![next(9), next(8)]), ["I2"]);
-    }
-
-    #[test]
-    fn an_xid_that_names_two_messages_breaks_i3() {
-        let events = vec![listing(1, &[row(1, "a-1", "m1"), row(2, "a-1", "m2")])];
-        assert_eq!(broken(events), ["I3"]);
-    }
-
-    #[test]
-    fn a_message_whose_xid_changes_breaks_i3() {
-        let events = vec![
-            listing(1, &[row(1, "a-1", "m1")]),
-            listing(2, &[row(1, "b-1", "m1")]),
-        ];
-        assert_eq!(broken(events), ["I3"]);
-    }
-
-    #[test]
-    fn lost_and_doubled_messages_break_i5() {
-        let twice = vec![row(1, "", "m1"), row(2, "", "m1")];
-        let events = vec![
-            Event::Acknowledged {
-                node: 1,
-                key: "m1".into(),
-            },
-            Event::Acknowledged {
-                node: 1,
-                key: "m2".into(),
-            },
-            Event::Acknowledged {
-                node: 1,
-                key: "m3".into(),
-            },
-            Event::Expunged { key: "m3".into() },
-            Event::Final {
-                node: 2,
-                uidvalidity: 1,
-                rows: twice,
-            },
-        ];
-        let history = History { events };
-        let count = history.count();
-        assert_eq!((count.lost, count.duplicated), (1, 1));
-        assert!(
-            history
-                .violations()
-                .iter()
-                .any(|v| v.what == "m2 was acknowledged and is lost")
-        );
+/// Where two listings part.
+fn difference(one: &[Row], other: &[Row]) -> String {
+    let at = one.iter().zip(other).position(|(a, b)| a != b);
+    match at {
+        Some(at) => format!("{:?} and {:?}", one[at], other[at]),
+        None => format!("{} and {} messages", one.len(), other.len()),
     }
 }

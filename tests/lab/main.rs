@@ -1,6 +1,7 @@
 //! Tests of what the cluster tests rest on: the network lab, the history checker, and what
 //! stock servers do when they replicate both ways.
 
+mod checker;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod history;
@@ -9,7 +10,9 @@ mod workload;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
+use std::time::{Duration, Instant};
 
+use harness::Format;
 use harness::net::Net;
 
 /// Whether a byte sent from one node reaches the other within a second.
@@ -45,4 +48,30 @@ fn nodes_reach_each_other_until_they_are_cut_and_again_when_healed() {
     assert!(!reaches(&net, 1, 2) && !reaches(&net, 2, 1) && reaches(&net, 2, 3));
     net.heal().expect("a heal");
     assert!(reaches(&net, 1, 2) && reaches(&net, 2, 1));
+}
+
+#[test]
+fn on_a_slow_link_there_and_back_takes_twice_the_delay() {
+    let delay = Duration::from_millis(30);
+    let net = Net::slow(2, delay).expect("namespaces and TAP devices (needs root)");
+    let start = Instant::now();
+    assert!(reaches(&net, 1, 2));
+    assert!(start.elapsed() >= 2 * delay, "{:?}", start.elapsed());
+    net.set_delay(Duration::ZERO, Duration::from_millis(1));
+    assert!(reaches(&net, 2, 1));
+    net.partition(&[1], &[2]).expect("a partition");
+    assert!(!reaches(&net, 1, 2));
+}
+
+#[test]
+fn a_stock_pair_changes_uids_that_clients_saw() {
+    let pause = Duration::from_millis(20);
+    let history = stock::pair_written_by_turns(Format::Sdbox, 40, pause);
+    let count = history.count();
+    println!("stock: {count}");
+    assert!(
+        count.changed > 0,
+        "the lab sees what dsync is known to do: {count}"
+    );
+    assert!(history.violations().iter().any(|v| v.invariant == "I1"));
 }
