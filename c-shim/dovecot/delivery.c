@@ -6,17 +6,35 @@
    which UIDs have waited for too long takes no deliveries. POP3 shows UIDs in
    UIDL, so the login waits. */
 #include "wait.h"
+#include "cluster.h"
 #include "ioloop.h"
+#include "time-util.h"
 #include "mail-storage-settings.h"
 #include "var-expand.h"
+
+#include <poll.h>
 
 /* The host moves this many messages in one transaction, and names the UIDs of
    all transactions together at the end. */
 #define XID_MOVE_BATCH 1000
 
+/* How often a delivery looks for a daemon that is not there. */
+#define XID_DAEMON_LOOK_MSECS 1000
+
+/* Changes of a mailbox that other nodes must have too; what a process writes
+   into its cache when it reads is none of them. */
+#define XID_TOLD_CHANGES \
+	(MAIL_INDEX_TRANSACTION_CHANGE_EXPUNGE | \
+	 MAIL_INDEX_TRANSACTION_CHANGE_FLAGS | \
+	 MAIL_INDEX_TRANSACTION_CHANGE_KEYWORDS | \
+	 MAIL_INDEX_TRANSACTION_CHANGE_MODSEQ | \
+	 MAIL_INDEX_TRANSACTION_CHANGE_ATTRIBUTE)
+
 #define XID_DELIVERY_REFUSED \
 	"The UIDs of earlier messages in this mailbox are not agreed yet, " \
 	"try again later"
+#define XID_DELIVERY_CUT \
+	"This server is cut off from its cluster, try again later"
 #define XID_LOGIN_REFUSED \
 	"The UIDs of new messages are not agreed yet, try again later"
 
@@ -35,6 +53,25 @@ static bool xid_user_is_delivered_to(const struct mail_user *user)
  * Waiting in place, where the host offers no other way
  */
 
+/* A signal ends it too, and sets *left_msecs to 0: the process is to stop. */
+static bool
+xid_wait_in_place(struct xid_wait_mailbox *wbox, uint32_t uid,
+		  unsigned int msecs, unsigned int *left_msecs)
+{
+	struct timeval begin, end;
+	int ret;
+
+	i_gettimeofday(&begin);
+	ret = imap_xid_box_wait(xid_wait_attached(wbox), uid, msecs);
+	if (ret > 0)
+		return TRUE;
+	i_gettimeofday(&end);
+	/* a little early for a clock that is set */
+	if (ret < 0 || timeval_diff_msecs(&end, &begin) + 20 < (int)msecs)
+		*left_msecs = 0;
+	return FALSE;
+}
+
 static bool
 xid_delivery_wait(struct xid_wait_mailbox *wbox, uint32_t uid,
 		  unsigned int msecs, const char *what)
@@ -42,6 +79,7 @@ xid_delivery_wait(struct xid_wait_mailbox *wbox, uint32_t uid,
 	struct mailbox *box = wbox->xbox->box;
 	imap_xid_box *core;
 	struct event *event;
+	unsigned int slice;
 	bool stable;
 
 	if (xid_wait_watermark(wbox) >= uid)
@@ -50,17 +88,15 @@ xid_delivery_wait(struct xid_wait_mailbox *wbox, uint32_t uid,
 	if (msecs == 0 || core == NULL)
 		return FALSE;
 	event = xid_wait_event_begin(box->event, mailbox_get_vname(box), uid);
-	/* a signal ends it too: the process is to stop */
-	stable = imap_xid_box_wait(core, uid, msecs) > 0;
+	do {
+		xid_event_remind(wbox);
+		slice = I_MIN(msecs, XID_REMIND_MSECS);
+		msecs -= slice;
+		stable = xid_wait_in_place(wbox, uid, slice, &msecs);
+	} while (!stable && msecs > 0);
 	io_loop_time_refresh();
 	xid_wait_event_end(&event, what, stable ? "stable" : "timeout");
 	return stable;
-}
-
-/* What the gate is closed for: replication, and what the daemon does itself. */
-static bool xid_user_replicates(const struct xid_user *xuser)
-{
-	return xuser->user->dsyncing || xuser->acts_for_cluster;
 }
 
 /* Commits wait while the gate is closed. It has a lease: this ends. */
@@ -73,6 +109,7 @@ static void xid_gate_wait(struct xid_wait_mailbox *wbox)
 
 	if (core == NULL || imap_xid_box_gate(core) <= 0)
 		return;
+	/* what the gate was closed for */
 	if (xid_user_replicates(wbox->xbox->xuser))
 		return;
 	event = xid_wait_event_begin(box->event, mailbox_get_vname(box), 0);
@@ -120,20 +157,56 @@ void xid_wait_expunged(struct xid_mailbox *xbox, const uint32_t *uids,
 
 /* No delivery where the assigner is stuck: the sender keeps the message and
    tries another server. */
-static bool xid_delivery_must_refuse(struct xid_wait_mailbox *wbox)
+static bool xid_delivery_is_stuck(struct xid_wait_mailbox *wbox)
 {
 	struct xid_user *xuser = wbox->xbox->xuser;
 	imap_xid_box *core = xid_wait_attached(wbox);
 	int64_t age_msecs = 0;
 	uint32_t uid = 0;
 
-	if (core == NULL || !xid_user_is_delivered_to(xuser->user))
+	if (core == NULL)
 		return FALSE;
 	return imap_xid_box_oldest_pending(core, &uid, &age_msecs) > 0 &&
 		age_msecs > (int64_t)xuser->set.delivery_wait_msecs;
 }
 
-static int xid_delivery_refuse(struct mailbox_transaction_context *t)
+/* Where the daemon is not there, the delivery waits until it is, for as long
+   as it would wait for its UID. Returns FALSE if it does not come, or says that
+   this node is none of the cluster's. */
+static bool xid_delivery_is_in_cluster(struct xid_user *xuser)
+{
+	static time_t unreachable_since = 0;
+	enum xid_daemon_status status;
+
+	while ((status = xid_daemon_status(xuser)) == XID_DAEMON_UNREACHABLE) {
+		if (unreachable_since == 0)
+			unreachable_since = ioloop_time;
+		if (ioloop_time - unreachable_since >=
+		    (time_t)(xuser->set.delivery_wait_msecs / 1000))
+			return FALSE;
+		/* a signal: the process is to stop */
+		if (poll(NULL, 0, XID_DAEMON_LOOK_MSECS) < 0)
+			return FALSE;
+		io_loop_time_refresh();
+	}
+	unreachable_since = 0;
+	return status == XID_DAEMON_IN;
+}
+
+/* NULL = the delivery may be saved. */
+static const char *xid_delivery_must_wait(struct xid_wait_mailbox *wbox)
+{
+	struct xid_user *xuser = wbox->xbox->xuser;
+
+	if (!xid_user_is_delivered_to(xuser->user))
+		return NULL;
+	if (xid_user_is_clustered(xuser) && !xid_delivery_is_in_cluster(xuser))
+		return XID_DELIVERY_CUT;
+	return xid_delivery_is_stuck(wbox) ? XID_DELIVERY_REFUSED : NULL;
+}
+
+static int
+xid_delivery_refuse(struct mailbox_transaction_context *t, const char *why)
 {
 	struct mailbox *box = t->box;
 	struct xid_mailbox *xbox = xid_mailbox_context(box);
@@ -142,8 +215,7 @@ static int xid_delivery_refuse(struct mailbox_transaction_context *t)
 	event = xid_wait_event_begin(box->event, mailbox_get_vname(box), 0);
 	xid_wait_event_end(&event, "delivery", "refused");
 	xbox->module_ctx.super.transaction_rollback(t);
-	mail_storage_set_error(box->storage, MAIL_ERROR_TEMP,
-			       XID_DELIVERY_REFUSED);
+	mail_storage_set_error(box->storage, MAIL_ERROR_TEMP, why);
 	return -1;
 }
 
@@ -193,8 +265,11 @@ static int xid_wait_mailbox_open(struct mailbox *box)
 		return -1;
 	if (!xbox->disabled && !box->creating &&
 	    strcmp(box->storage->name, "maildir") == 0 &&
-	    mail_index_get_header(box->view)->uid_validity == 0)
+	    mail_index_get_header(box->view)->uid_validity == 0) {
+		if (xid_tree_inbox_opened(xbox->wait) < 0)
+			return -1;
 		return mailbox_sync(box, 0);
+	}
 	return 0;
 }
 
@@ -211,6 +286,22 @@ xid_wait_transaction_begin(struct mailbox *box,
 	return wbox->prev.transaction_begin(box, flags, reason);
 }
 
+static void
+xid_commit_told(struct xid_wait_mailbox *wbox, unsigned int save_count,
+		const struct mail_transaction_commit_changes *changes)
+{
+	struct xid_mailbox *xbox = wbox->xbox;
+
+	if (save_count == 0 && (changes->changes_mask & XID_TOLD_CHANGES) == 0)
+		return;
+	if (xid_user_replicates(xbox->xuser))
+		xid_event_changed(xbox, XID_EVENT_IMPORTED);
+	else {
+		xid_event_changed(xbox, save_count > 0 ?
+				  XID_EVENT_ADDED : XID_EVENT_FLAGS);
+	}
+}
+
 static int
 xid_wait_transaction_commit(struct mailbox_transaction_context *t,
 			    struct mail_transaction_commit_changes *changes_r)
@@ -221,19 +312,23 @@ xid_wait_transaction_commit(struct mailbox_transaction_context *t,
 	unsigned int save_count = t->save_count;
 	bool copied_unstable = wbox->copied_unstable == t;
 	bool move = t->reason != NULL && strstr(t->reason, "MOVE") != NULL;
+	const char *refusal;
 	uint32_t last_uid;
 	int ret;
 
 	if (copied_unstable)
 		wbox->copied_unstable = NULL;
 	if (save_count > 0) {
-		if (xid_delivery_must_refuse(wbox))
-			return xid_delivery_refuse(t);
+		refusal = xid_delivery_must_wait(wbox);
+		if (refusal != NULL)
+			return xid_delivery_refuse(t, refusal);
 		xid_gate_wait(wbox);
 	}
 	xid_wait_inside++;
 	ret = xbox->module_ctx.super.transaction_commit(t, changes_r);
 	xid_wait_inside--;
+	if (ret == 0)
+		xid_commit_told(wbox, save_count, changes_r);
 	last_uid = ret < 0 || save_count == 0 ? 0 :
 		xid_saved_last_uid(changes_r);
 	if (last_uid == 0)

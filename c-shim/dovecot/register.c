@@ -126,6 +126,7 @@ imap_xid_box *xid_box_open(struct xid_mailbox *xbox)
 		return NULL;
 	}
 	xbox->core_uid_validity = uid_validity;
+	guid_128_copy(xbox->guid, metadata.guid);
 	xbox->registered_uid = 0;
 	return xbox->core;
 }

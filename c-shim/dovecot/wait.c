@@ -4,6 +4,7 @@
    has waiters in a mail root through one descriptor, in the event loop. The
    descriptor is there only while somebody waits. */
 #include "wait.h"
+#include "cluster.h"
 #include "imap-host.h"
 #include "ioloop.h"
 #include "llist.h"
@@ -12,7 +13,7 @@
    Where it cannot be had (no room in the folder), waiters look this often. */
 #define XID_WAIT_POLL_MSECS 250
 /* An alarm that got lost costs at most this long. */
-#define XID_WAIT_RECHECK_MSECS (5*1000)
+#define XID_WAIT_RECHECK_MSECS XID_REMIND_MSECS
 
 struct xid_wait_root {
 	struct xid_wait_root *prev, *next;
@@ -74,6 +75,16 @@ struct xid_wait_mailbox *xid_wait_mailbox_get(struct mailbox *box)
 		return NULL;
 	xbox = xid_mailbox_get(box);
 	return xbox == NULL || xbox->disabled ? NULL : xbox->wait;
+}
+
+bool xid_user_is_clustered(const struct xid_user *xuser)
+{
+	return xuser->set.uid_source == XID_UID_SOURCE_CLUSTER;
+}
+
+bool xid_user_replicates(const struct xid_user *xuser)
+{
+	return xuser->user->dsyncing || xuser->acts_for_cluster;
 }
 
 /*
@@ -148,11 +159,23 @@ static int xid_wait_attach_from(struct xid_wait_mailbox *wbox,
 	return ret;
 }
 
+/* The cluster daemon reads GUIDs from the mailbox; others have only what is in
+   the table. A cluster's mailbox may begin with all its messages pending. */
+static const char *
+xid_wait_fill_guid(struct xid_wait_mailbox *wbox, struct mail *mail)
+{
+	const char *guid;
+
+	if (xid_user_is_clustered(wbox->xbox->xuser) ||
+	    mail_get_special(mail, MAIL_FETCH_GUID, &guid) < 0)
+		return "";
+	return guid;
+}
+
 static int xid_wait_fill_mail(struct xid_wait_mailbox *wbox, struct mail *mail)
 {
 	struct imap_xid_entry entry;
 	struct imap_xid xid;
-	const char *guid;
 
 	i_zero(&entry);
 	entry.uid = mail->uid;
@@ -161,10 +184,8 @@ static int xid_wait_fill_mail(struct xid_wait_mailbox *wbox, struct mail *mail)
 		entry.ns_len = xid.ns_len;
 		entry.number = xid.number;
 	}
-	if (mail_get_special(mail, MAIL_FETCH_GUID, &guid) < 0)
-		guid = "";
-	entry.guid = guid;
-	entry.guid_len = strlen(guid);
+	entry.guid = xid_wait_fill_guid(wbox, mail);
+	entry.guid_len = strlen(entry.guid);
 	return imap_xid_box_pending_add(wbox->attached, &entry, 1);
 }
 
@@ -215,6 +236,9 @@ imap_xid_box *xid_wait_attach(struct xid_wait_mailbox *wbox)
 	ret = xid_wait_attach_from(wbox, core, xid_wait_held_uid(box));
 	if (ret > 0)
 		xid_wait_fill(wbox);
+	if (ret >= 0 &&
+	    imap_xid_box_watermark(core) < xid_wait_last_uid(box))
+		xid_event_remind(wbox);
 	return ret < 0 ? NULL : core;
 }
 
@@ -325,6 +349,7 @@ static void xid_wait_check(struct xid_wait_root *root)
 	waiting = root->waiting;
 	while (waiting != NULL) {
 		if (xid_wait_watermark(waiting->wbox) < waiting->uid) {
+			xid_event_remind(waiting->wbox);
 			waiting = waiting->next;
 			continue;
 		}
@@ -408,6 +433,7 @@ xid_wait_begin(struct xid_wait_mailbox *wbox, uint32_t uid,
 			xid_wait_nothing_to_wait_for, waiting);
 	} else if (timeout_msecs != 0) {
 		xid_wait_announce(waiting);
+		xid_event_remind(wbox);
 		waiting->to = timeout_add(timeout_msecs, xid_wait_timeout,
 					  waiting);
 	}
@@ -490,6 +516,8 @@ xid_wait_mailbox_allocated(struct xid_mailbox *xbox, struct mailbox_vfuncs *v)
 	wbox->prev.close = v->close;
 	v->close = xid_wait_mailbox_close;
 	xid_delivery_hook(wbox, v);
+	if (xid_user_is_clustered(xbox->xuser))
+		xid_tree_hook(wbox, v);
 	if (xid_wait_imap)
 		xid_leak_hook(wbox, v);
 }
@@ -539,4 +567,5 @@ void xid_wait_deinit(void)
 		}
 		xid_wait_root_free(xid_wait_roots);
 	}
+	xid_events_deinit();
 }

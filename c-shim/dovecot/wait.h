@@ -41,6 +41,8 @@ struct xid_wait_mailbox {
 			(*transaction_begin)(struct mailbox *box,
 				enum mailbox_transaction_flags flags,
 				const char *reason);
+		int (*rename_box)(struct mailbox *src, struct mailbox *dest);
+		int (*delete_box)(struct mailbox *box);
 	} prev;
 
 	/* The core's mailbox that got its slot in the table; to be asked for
@@ -61,6 +63,9 @@ struct xid_wait_mailbox {
 	/* delivery.c: a message from above its own mailbox's watermark was
 	   copied in this transaction: COPYUID would name its UID. */
 	const struct mailbox_transaction_context *copied_unstable;
+	/* events.c: when the daemon was last told that somebody waits here,
+	   in milliseconds; 0 = never */
+	int64_t reminded_at;
 	bool expunges_held:1;
 	/* delivery.c: the POP3 session had its one chance to wait */
 	bool login_waited:1;

@@ -13,6 +13,7 @@
      find.c      XID -> message, and what a client's state lacks
      guids.c     GUIDs of many messages, without a look at their files
      doveadm.c   doveadm xid ... (xid-doveadm.h)
+     cluster.h   what there is only where a cluster daemon says the UIDs
    The imap process adds its commands (xid-imap.h). UIDs that wait, and the
    mode without UIDs, have their own header and files (wait.h).
 
@@ -26,6 +27,7 @@
 #include "module-context.h"
 #include "mail-user.h"
 #include "mail-storage-private.h"
+#include "guid.h"
 #include "imap_xid.h"
 
 struct module;
@@ -112,6 +114,8 @@ struct xid_mailbox {
 	/* NULL until the registry or the table is needed */
 	imap_xid_box *core;
 	uint32_t core_uid_validity;
+	/* the mailbox's GUID, of core */
+	guid_128_t guid;
 	/* When xid_mailbox_repair() last looked. */
 	time_t repaired_at;
 	/* Expunged in the sync that is going on; not created = none. */

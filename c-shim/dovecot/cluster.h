@@ -1,0 +1,82 @@
+#ifndef XID_CLUSTER_H
+#define XID_CLUSTER_H
+
+/* A user whose UIDs the cluster daemon xidd says (xid_uid_source = cluster):
+
+     events.c     what is told to the daemon, and asked of it
+     tree.c       the mailbox tree changes; an INBOX that is the same mailbox
+                  on every node
+     interlock.c  what must not change, and how far UIDs may go
+     import.c     messages that come from other nodes keep their XIDs
+
+   Nothing here does anything for other users. The daemon's socket lies in
+   Dovecot's base_dir. One message is one line, its fields separated by TABs
+   and escaped as str_tabescape() does. */
+
+#include "xid-plugin.h"
+#include "xid-index.h"
+#include "wait.h"
+
+bool xid_user_is_clustered(const struct xid_user *xuser);
+/* Replication, or what the daemon does by itself (doveadm xid). */
+bool xid_user_replicates(const struct xid_user *xuser);
+
+/*
+ * events.c
+ */
+
+/* What happened in a mailbox. */
+enum xid_event_kind {
+	/* a client or a delivery added messages */
+	XID_EVENT_ADDED = 'a',
+	/* a client changed flags or expunged */
+	XID_EVENT_FLAGS = 'f',
+	/* replication changed anything */
+	XID_EVENT_IMPORTED = 'i',
+	/* mailboxes were made, renamed, deleted, subscribed to */
+	XID_EVENT_TREE = 't',
+	/* somebody waits for a UID here */
+	XID_EVENT_WAITING = 'w',
+};
+
+/* How often a waiter says that it waits: the daemon may have been started
+   since, or have lost an event. */
+#define XID_REMIND_MSECS (2*1000)
+
+/* Tell the daemon, if it is there and has room. Never blocks. The mailbox must
+   have been open. */
+void xid_event_changed(struct xid_mailbox *xbox, enum xid_event_kind kind);
+/* The same for the mailbox tree; box need not exist. */
+void xid_event_tree(struct mailbox *box);
+/* XID_EVENT_WAITING, unless that was said a moment ago. */
+void xid_event_remind(struct xid_wait_mailbox *wbox);
+
+enum xid_daemon_status {
+	XID_DAEMON_UNREACHABLE,
+	/* this node is no live member of its cluster */
+	XID_DAEMON_CUT,
+	XID_DAEMON_IN,
+};
+enum xid_daemon_status xid_daemon_status(struct xid_user *xuser);
+
+/* Ask for the XIDs of messages by GUID. Fills answers with as many texts as
+   there are GUIDs, from the data stack: one XID, or several separated by
+   commas where messages share the GUID, or "-": nobody knows the message.
+   Blocks for some seconds at most. -1 = not known now, with why. */
+int xid_daemon_xids(struct xid_mailbox *xbox,
+		    const ARRAY_TYPE(const_string) *guids,
+		    ARRAY_TYPE(const_string) *answers,
+		    const char **error_r);
+
+void xid_events_deinit(void);
+
+/*
+ * tree.c
+ */
+
+void xid_tree_hook(struct xid_wait_mailbox *wbox, struct mailbox_vfuncs *v);
+/* A maildir that was made by nobody's mailbox_create(): what it lacks to be
+   the cluster's INBOX. The mailbox is open, and was not synced. */
+int xid_tree_inbox_opened(struct xid_wait_mailbox *wbox);
+
+#endif

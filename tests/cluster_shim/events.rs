@@ -1,0 +1,186 @@
+//! What plug-ins tell the daemon.
+
+use crate::assign::{Assigner, advance, guid};
+use crate::daemon::{Daemon, Event};
+use crate::harness::*;
+
+pub fn clustered() -> Setup {
+    Dovecot::setup().xid("xid_uid_source", "cluster")
+}
+
+#[test]
+fn every_kind_of_change_is_told_once_with_the_mailbox() {
+    for format in Format::ALL {
+        let server = clustered().format(format).start();
+        let daemon = Daemon::start(&server);
+        let mut client = server.imap_in("alice", "INBOX");
+        daemon.forget();
+        client.append("INBOX", &message(1));
+        let added = daemon.wait_event("an APPEND", |e| e.kind == 'a');
+        assert_eq!(
+            (added.user.as_str(), added.name.as_str()),
+            ("alice", "INBOX")
+        );
+        assert_eq!(added.uid, server.mail_owner().0);
+        let hex: String = guid(&server, "alice", "INBOX")
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect();
+        assert_eq!(added.mailbox, hex);
+
+        client.ok("STORE 1 +FLAGS (\\Flagged)");
+        daemon.wait_event("a STORE", |e| e.kind == 'f' && e.mailbox == hex);
+        daemon.forget();
+        client.ok("STORE 1 +FLAGS.SILENT (\\Deleted)");
+        client.ok("EXPUNGE");
+        daemon.wait_event("an EXPUNGE", |e| e.kind == 'f' && e.mailbox == hex);
+
+        daemon.forget();
+        client.ok("CREATE \"a\\\"b\"");
+        daemon.wait_event("a CREATE", |e| e.kind == 't' && e.name == "a\"b");
+        client.ok("RENAME \"a\\\"b\" c");
+        daemon.wait_event("a RENAME", |e| e.kind == 't' && e.name == "c");
+        client.ok("SUBSCRIBE c");
+        client.ok("DELETE c");
+        let tree = |e: &&Event| e.kind == 't';
+        until("a SUBSCRIBE and a DELETE", || {
+            daemon.events().iter().filter(tree).count() >= 4
+        });
+        assert!(daemon.events().iter().all(|e| e.mailbox.len() == 32));
+        assert_eq!(daemon.connections(), 1, "one connection for a process");
+    }
+}
+
+#[test]
+fn what_is_read_is_not_told() {
+    let server = clustered().start();
+    let daemon = Daemon::start(&server);
+    server.append("alice", "INBOX", &message(1));
+    advance(&server, "alice", "INBOX", 1);
+    let mut client = server.imap_in("alice", "INBOX");
+    daemon.forget();
+    client.ok("FETCH 1 (FLAGS ENVELOPE)");
+    client.ok("UID FETCH 1 (BODY.PEEK[])");
+    client.ok("STATUS INBOX (MESSAGES)");
+    client.ok("NOOP");
+    // Something that is told, after which all before it has been.
+    client.append("INBOX", &message(2));
+    daemon.wait_event("an APPEND", |e| e.kind == 'a');
+    let kinds: Vec<char> = daemon.events().iter().map(|e| e.kind).collect();
+    assert_eq!(kinds, ['a']);
+}
+
+#[test]
+fn a_mailbox_begins_with_nothing_stable_and_who_waits_says_so_again_and_again() {
+    for format in Format::ALL {
+        let server = clustered()
+            .format(format)
+            .xid("xid_uid_wait", "100s")
+            .start();
+        server.append("alice", "INBOX", &message(1));
+        let daemon = Daemon::start(&server);
+        let mut client = server.imap_in("alice", "INBOX");
+        daemon.wait_event("the first look", |e| e.kind == 'w');
+        let waiting = client.send("UID FETCH 1 (FLAGS)");
+        until("three reminders", || {
+            let reminders = |e: &&Event| e.kind == 'w' && e.name == "INBOX";
+            daemon.events().iter().filter(reminders).count() >= 3
+        });
+        assert!(client.is_waiting(&waiting));
+        advance(&server, "alice", "INBOX", 1);
+        assert!(client.wait(&waiting).is_ok());
+    }
+}
+
+#[test]
+fn without_a_daemon_mail_works_and_one_that_starts_is_found() {
+    let server = clustered().start();
+    let mut client = server.imap_in("alice", "INBOX");
+    for n in 1..50 {
+        client.append("INBOX", &message(n));
+    }
+    let daemon = Daemon::start(&server);
+    until("the daemon hears of an APPEND", || {
+        client.append("INBOX", &message(100));
+        daemon.events().iter().any(|e| e.kind == 'a')
+    });
+    drop(daemon);
+    client.append("INBOX", &message(101));
+    let daemon = Daemon::start(&server);
+    until("the next daemon hears of an APPEND", || {
+        client.append("INBOX", &message(102));
+        daemon.events().iter().any(|e| e.kind == 'a')
+    });
+}
+
+#[test]
+fn deliveries_are_refused_where_the_node_is_cut_off_and_wait_for_a_daemon() {
+    for format in Format::ALL {
+        let server = clustered()
+            .format(format)
+            .xid("xid_delivery_wait", "2s")
+            .start();
+        let answers = server.lmtp().deliver(&["alice"], &message(1));
+        assert_eq!(answers[0].0, 451, "no daemon: {answers:?}");
+        let lda = server.lda("alice", "INBOX", &message(2));
+        assert_eq!(lda.code, 75, "no daemon: {lda:?}");
+
+        let daemon = Daemon::start(&server);
+        daemon.cut(true);
+        let answers = server.lmtp().deliver(&["alice"], &message(3));
+        assert_eq!(answers[0].0, 451, "cut off: {answers:?}");
+        let lda = server.lda("alice", "INBOX", &message(4));
+        assert_eq!(lda.code, 75, "cut off: {lda:?}");
+        // IMAP goes on.
+        server.append("alice", "INBOX", &message(5));
+
+        daemon.cut(false);
+        advance(&server, "alice", "INBOX", 1);
+        let answers = server.lmtp().deliver(&["alice"], &message(6));
+        assert_eq!(answers[0].0, 250, "{answers:?}");
+        let mut client = server.imap("alice");
+        assert_eq!(client.ok("EXAMINE INBOX").exists(), Some(2), "{format:?}");
+    }
+}
+
+#[test]
+fn a_delivery_waits_for_a_daemon_that_is_being_restarted() {
+    let server = clustered().xid("xid_delivery_wait", "100s").start();
+    std::thread::scope(|scope| {
+        let delivery = scope.spawn(|| server.lmtp().deliver(&["alice"], &message(1)));
+        until("the delivery waits", || !server.pids("lmtp").is_empty());
+        let daemon = Daemon::start(&server);
+        daemon.wait_event("the delivery", |e| e.kind == 'a');
+        advance(&server, "alice", "INBOX", 1);
+        assert_eq!(delivery.join().expect("it ends")[0].0, 250);
+    });
+}
+
+#[test]
+fn sieve_files_nothing_where_the_node_is_cut_off() {
+    let server = clustered().xid("xid_delivery_wait", "1s").start();
+    if !server.has_sieve() {
+        return;
+    }
+    let daemon = Daemon::start(&server);
+    server.imap("alice").ok("CREATE box");
+    server.sieve("alice", "require \"fileinto\"; fileinto \"box\";");
+    daemon.cut(true);
+    let answers = server.lmtp().deliver(&["alice"], &message(1));
+    assert_eq!(answers[0].0, 451, "{answers:?}");
+    for mailbox in ["INBOX", "box"] {
+        let selected = server.imap("alice").ok(&format!("EXAMINE {mailbox}"));
+        assert_eq!(selected.exists(), Some(0), "{mailbox}");
+    }
+    server.allow_log("cut off from its cluster");
+}
+
+#[test]
+fn the_table_of_a_cluster_says_what_is_promised_and_how_far_uids_go() {
+    let server = clustered().start();
+    server.append("alice", "INBOX", &message(1));
+    let table = Assigner::open(&server, "alice");
+    let state = table.state(&guid(&server, "alice", "INBOX"));
+    assert_eq!((state.watermark, state.last_uid), (0, 1));
+    assert_eq!((state.promised, state.limit, state.bound), (u32::MAX, 0, 0));
+}

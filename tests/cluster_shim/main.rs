@@ -1,0 +1,11 @@
+//! `xid_uid_source = cluster` in the plug-in, on real Dovecots: the cluster daemon's socket is a
+//! stand-in's ([`daemon`]), replication is the real `doveadm sync`.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+#[path = "../wire/assign.rs"]
+mod assign;
+
+mod daemon;
+mod events;
