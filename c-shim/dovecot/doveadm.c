@@ -228,9 +228,25 @@ static struct doveadm_mail_cmd_context *xid_doveadm_alloc_##ident(void) \
 XID_DOVEADM_CMD(look, "look",
 		"[-a] " XID_MAILBOX_USAGE "<above UID> [<max>]",
 		3, 4, xid_doveadm_look)
+XID_DOVEADM_CMD(expose, "expose",
+		XID_MAILBOX_USAGE "<watermark> <limit> <bound> <above UID>",
+		6, 6, xid_doveadm_expose)
+XID_DOVEADM_CMD(promise, "promise",
+		XID_MAILBOX_USAGE "<last UID> <above UID>",
+		4, 4, xid_doveadm_promise)
+XID_DOVEADM_CMD(release, "release",
+		XID_MAILBOX_USAGE "<last UID> <above UID>",
+		4, 4, xid_doveadm_release)
+XID_DOVEADM_CMD(gate, "gate",
+		XID_MAILBOX_USAGE "close|open <milliseconds> <above UID>",
+		5, 5, xid_doveadm_gate)
 
 static struct xid_doveadm_cmd *const xid_doveadm_cmds[] = {
 	&xid_doveadm_cmd_look,
+	&xid_doveadm_cmd_expose,
+	&xid_doveadm_cmd_promise,
+	&xid_doveadm_cmd_release,
+	&xid_doveadm_cmd_gate,
 };
 
 /*

@@ -5,7 +5,8 @@
    files:
 
      doveadm.c         the commands' names; which mailbox is meant
-     doveadm-answer.c  the one line of JSON that every command answers with */
+     doveadm-answer.c  the one line of JSON that every command answers with
+     doveadm-table.c   expose, promise, release, gate */
 
 #include "xid-plugin.h"
 #include "xid-index.h"
@@ -65,6 +66,15 @@ void xid_doveadm_answer(string_t *json);
 void xid_doveadm_append_xid(string_t *json, const struct imap_xid *xid);
 /* With the quotes. */
 void xid_doveadm_append_string(string_t *json, const char *str);
+
+/*
+ * The commands
+ */
+
+int xid_doveadm_expose(struct xid_doveadm *cmd);
+int xid_doveadm_promise(struct xid_doveadm *cmd);
+int xid_doveadm_release(struct xid_doveadm *cmd);
+int xid_doveadm_gate(struct xid_doveadm *cmd);
 
 /*
  * plugin.c: as doveadm's module

@@ -6,4 +6,5 @@ mod harness;
 
 mod client;
 mod look;
+mod marks;
 mod state;
