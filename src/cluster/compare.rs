@@ -40,14 +40,17 @@ pub fn agreed<G: Ident, X: Ident>(stable: &Stable, tails: &[&Tail<G, X>]) -> Uid
     end
 }
 
-/// Whether all nodes have the same at one UID: one message, or none. Something that is gone
-/// equals nothing, but not something that is still there: replication has to carry the expunge
-/// first.
+/// Whether all nodes have the same at one UID: one message by one XID, or none. Something that
+/// is gone equals nothing, but not something that is still there: replication has to carry the
+/// expunge first.
 fn same<G: Ident, X: Ident>(at: &[Option<&Entry<G, X>>]) -> bool {
     let alive: Vec<_> = at.iter().flatten().filter(|e| !e.expunged).collect();
     match alive.first() {
         None => true,
-        Some(first) => alive.len() == at.len() && alive.iter().all(|e| e.guid == first.guid),
+        Some(first) => {
+            let equal = |e: &&&Entry<G, X>| e.guid == first.guid && e.xid == first.xid;
+            alive.len() == at.len() && alive.iter().all(|e| equal(&e))
+        }
     }
 }
 
@@ -88,6 +91,40 @@ pub fn lacks<G: Ident, X: Ident>(s: Uid, mine: &Tail<G, X>, theirs: &Tail<G, X>)
                     Some(twin) => e.expunged && !twin.expunged,
                 }
             })
+}
+
+/// What of `mine` is, at the same UID and by the same GUID, in a tail of a lower node by another
+/// XID: two nodes that got a message by themselves (both had it before they had the plug-in)
+/// named it twice. The lowest node's name counts.
+///
+/// `tails` in the order of their nodes. An XID that names something else here is left alone.
+pub fn misnamed<G: Ident, X: Ident>(
+    mine: &[Entry<G, X>],
+    tails: &[&[Entry<G, X>]],
+) -> Vec<(Uid, X)> {
+    let better = |e: &Entry<G, X>| {
+        let twins = tails.iter().filter_map(|t| find(t, e.uid));
+        let mut named = twins.filter(|o| !o.expunged && o.guid == e.guid);
+        named
+            .next()
+            .filter(|o| o.xid != e.xid)
+            .map(|o| (e.uid, o.xid.clone()))
+    };
+    let alive = || mine.iter().filter(|e| !e.expunged);
+    let mut changes: Vec<_> = alive().filter_map(better).collect();
+    loop {
+        let stays = |uid: Uid| changes.iter().all(|(changed, _)| *changed != uid);
+        let kept: BTreeSet<&X> = alive().filter(|e| stays(e.uid)).map(|e| &e.xid).collect();
+        let free: Vec<_> = changes
+            .iter()
+            .filter(|(_, x)| !kept.contains(x))
+            .cloned()
+            .collect();
+        if free.len() == changes.len() {
+            return free;
+        }
+        changes = free;
+    }
 }
 
 #[cfg(test)]
@@ -173,6 +210,58 @@ mod tests {
         let (a, b) = (tail(11, &[(9, "a"), (10, "b")]), tail(9, &[]));
         assert!(!conflict(8, &a, &b));
         assert!(lacks(8, &a, &b) && !lacks(8, &b, &a));
+    }
+
+    fn named(uid: Uid, guid: &'static str, xid: u8) -> Entry<&'static str, u8> {
+        Entry {
+            uid,
+            guid,
+            xid,
+            expunged: false,
+        }
+    }
+
+    fn named_tail(entries: &[Entry<&'static str, u8>]) -> Tail<&'static str, u8> {
+        let next = entries.last().map_or(9, |e| e.uid + 1);
+        Tail {
+            firm: true,
+            end: next - 1,
+            next,
+            entries: entries.to_vec(),
+        }
+    }
+
+    /// A client's COPY in a mailbox: one GUID, two messages.
+    #[test]
+    fn copies_that_share_a_guid_are_two_messages() {
+        let both = named_tail(&[named(9, "a", 1), named(10, "a", 2)]);
+        assert_eq!(agreed(&stable(8, 0), &[&both, &both.clone()]), 10);
+        assert!(!conflict(8, &both, &both.clone()));
+        let one = named_tail(&[named(9, "a", 1)]);
+        assert!(lacks(8, &both, &one) && !conflict(8, &both, &one));
+    }
+
+    #[test]
+    fn one_message_by_two_xids_stops_the_advance() {
+        let one = named_tail(&[named(9, "a", 1), named(10, "b", 2)]);
+        let other = named_tail(&[named(9, "a", 1), named(10, "b", 3)]);
+        assert_eq!(agreed(&stable(8, 0), &[&one, &other]), 9);
+        assert!(!conflict(8, &one, &other));
+        assert_eq!(misnamed(&other.entries, &[&one.entries]), [(10, 2)]);
+    }
+
+    #[test]
+    fn names_that_are_swapped_are_swapped_back_together() {
+        let lower = [named(9, "a", 1), named(10, "a", 2)];
+        let mine = [named(9, "a", 2), named(10, "a", 1)];
+        assert_eq!(misnamed(&mine, &[&lower]), [(9, 1), (10, 2)]);
+    }
+
+    #[test]
+    fn a_name_that_another_message_has_here_is_not_taken_twice() {
+        let lower = [named(9, "a", 1)];
+        let mine = [named(9, "a", 3), named(11, "a", 1)];
+        assert_eq!(misnamed(&mine, &[&lower]), []);
     }
 
     #[test]

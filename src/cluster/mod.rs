@@ -15,18 +15,19 @@
 //!    replication renumber, it first withdraws: it writes a *loose* tail, conditional on S and
 //!    on its own tail not having moved, in this life of the daemon, and only then releases the
 //!    promise. After a restart everything counts as promised.
-//! 3. **Advance.** If the firm tails of *all* holders agree up to u, any holder sets S := u,
-//!    conditional on the record and on every tail that it compared.
+//! 3. **Advance.** If the firm tails of *all* holders agree up to u (UID, GUID and XID), any
+//!    holder sets S := u, conditional on the record and on every tail that it compared. Where
+//!    only the XIDs differ, those of the lowest node count: the others withdraw and adopt them.
 //! 4. **Expose.** A node shows UIDs up to an S that it read while it was a holder. What it showed
 //!    once is durable.
 //! 5. **Shrink.** A holder that has work to do drops dead holders from the record. The record
 //!    never becomes empty, since whoever writes it stays in it. In the same transaction the
 //!    floor rises above every UID that the dropped node can have given out by itself (the
 //!    *window*); the survivors move their unstable messages above the floor before S moves.
-//! 6. **Join.** A node that is no holder closes its gate, moves what the stable prefix does not
-//!    have to a stage mailbox, takes the prefix from a holder, promises it, compares it entry by
-//!    entry, and joins, conditional on the record it compared with. Then the staged messages
-//!    come back as new ones, except those that are there already or were made stable meanwhile.
+//! 6. **Join.** A node that is no holder promises the stable prefix, moves what that does not
+//!    have to a stage mailbox, takes the prefix from a holder, compares it entry by entry, and
+//!    joins, conditional on the record it compared with. Then the staged messages come back as
+//!    new ones, except those that are there already or were made stable meanwhile.
 //! 7. **Gate.** Where writers keep colliding one node closes the gate everywhere. Safety does
 //!    not rest on it.
 //!
@@ -36,7 +37,7 @@ mod compare;
 mod replica;
 mod types;
 
-pub use compare::{agreed, conflict, lacks};
+pub use compare::{agreed, conflict, lacks, misnamed};
 pub use replica::{Config, Replica, Rules};
 pub use types::{
     ALL_PROMISED, At, Condition, Entry, Ident, Incarnation, Kind, Local, Node, Put, Rev, Snapshot,

@@ -1,6 +1,6 @@
 //! One node's part in one mailbox: what it sees in, the next step out.
 
-use super::compare::{agreed, conflict, lacks};
+use super::compare::{agreed, conflict, lacks, misnamed};
 use super::types::{
     ALL_PROMISED, At, Condition, Entry, Ident, Incarnation, Kind, Local, Node, Put, Rev, Snapshot,
     Source, Stable, Step, Tail, Txn, Uid, View,
@@ -40,6 +40,8 @@ pub struct Rules {
     pub advance_checks_tails: bool,
     pub advance_below_next: bool,
     pub compare_guids: bool,
+    pub compare_xids: bool,
+    pub adopt_xids: bool,
     pub expose_as_holder: bool,
     pub shrink_as_holder: bool,
     pub room_below: bool,
@@ -48,7 +50,6 @@ pub struct Rules {
     pub join_compares: bool,
     pub join_promises: bool,
     pub join_passes_stable: bool,
-    pub join_gated: bool,
     pub skip_settled: bool,
     pub force_sync: bool,
     pub open_gate: bool,
@@ -66,6 +67,8 @@ impl Default for Rules {
             advance_checks_tails: true,
             advance_below_next: true,
             compare_guids: true,
+            compare_xids: true,
+            adopt_xids: true,
             expose_as_holder: true,
             shrink_as_holder: true,
             room_below: true,
@@ -74,7 +77,6 @@ impl Default for Rules {
             join_compares: true,
             join_promises: true,
             join_passes_stable: true,
-            join_gated: true,
             skip_settled: true,
             force_sync: true,
             open_gate: true,
@@ -179,6 +181,7 @@ fn decide<G: Ident, X: Ident>(replica: &Replica, config: &Config, view: &View<G,
         .or_else(|| holder.rest(replica))
         .or_else(|| holder.shrink())
         .or_else(|| holder.make_room(replica))
+        .or_else(|| holder.adopt(replica))
         .or_else(|| holder.dedupe(replica))
         .or_else(|| holder.settle(replica))
         .or_else(|| holder.publish())
@@ -327,6 +330,20 @@ impl<'a, G: Ident, X: Ident> Holder<'a, G, X> {
             .entries
             .iter()
             .filter(move |e| !e.expunged && e.uid > above)
+    }
+
+    /// Takes over the XIDs that a lower node has for our messages.
+    fn adopt(&self, replica: &Replica) -> Option<Step<G, X>> {
+        let lower = self.others.iter().filter(|(n, _)| *n < self.config.me);
+        let tails: Vec<_> = lower
+            .filter_map(|(_, t)| t.map(|t| t.value.above(self.base)))
+            .collect();
+        let xids = misnamed(&self.mine.entries, &tails);
+        if xids.is_empty() || !self.config.rules.adopt_xids {
+            return None;
+        }
+        // Nothing in a firm tail changes, its XIDs neither.
+        Some(self.loosen(replica).unwrap_or(Step::Adopt { xids }))
     }
 
     /// Keeps one of two that are the same message: a move that was cut short, or that raced with
@@ -493,10 +510,20 @@ impl<'a, G: Ident, X: Ident> Holder<'a, G, X> {
     /// How far the tails agree, by the rules that are on.
     fn judge(&self, tails: &[&Tail<G, X>]) -> Uid {
         let rules = &self.config.rules;
-        if rules.compare_guids && rules.advance_below_next {
+        if rules.compare_guids && rules.compare_xids && rules.advance_below_next {
             return agreed(self.stable, tails);
         }
         let mut bent: Vec<Tail<G, X>> = tails.iter().map(|t| (*t).clone()).collect();
+        if !rules.compare_xids
+            && let Some(named) = tails.first()
+        {
+            for entry in bent.iter_mut().flat_map(|t| &mut t.entries) {
+                let twin = |e: &&Entry<G, X>| e.uid == entry.uid && e.guid == entry.guid;
+                if let Some(twin) = named.entries.iter().find(twin) {
+                    entry.xid = twin.xid.clone();
+                }
+            }
+        }
         if !rules.advance_below_next {
             let end = bent.iter().map(|t| t.end).max().unwrap_or(0);
             bent.iter_mut().for_each(|t| t.end = end);
@@ -630,19 +657,17 @@ fn join<G: Ident, X: Ident>(
     stable: &Stable,
 ) -> Step<G, X> {
     let rules = &config.rules;
+    // The gate is for holders.
+    if view.local.gated {
+        return Step::Gate { closed: false };
+    }
     let Some(of) = teacher(&view.etcd, stable) else {
         if !rules.shrink_as_holder {
             let dead: Vec<_> = stable.holders.iter().map(|(n, i)| (*n, *i)).collect();
             return shrink_txn(config, at, stable, &dead);
         }
-        // Only those who hold what was shown can go on. Until one is back our clients read and
-        // append as before.
-        let open = view.local.gated && view.etcd.gate.is_none();
-        return if open {
-            Step::Gate { closed: false }
-        } else {
-            Step::Wait
-        };
+        // Only those who hold what was shown can go on.
+        return Step::Wait;
     };
     let Some(source) = view
         .source
@@ -651,17 +676,11 @@ fn join<G: Ident, X: Ident>(
     else {
         return Step::AskPrefix { of };
     };
-    if rules.join_gated && !view.local.gated {
-        return Step::Gate { closed: true };
+    if let Some(step) = keep_prefix(config, &view.local, stable.uid) {
+        return step;
     }
     if !rules.join_compares || holds(&view.local, source, stable.uid) {
         return enter(config, view, at, stable);
-    }
-    if view.local.promised > view.local.shown {
-        // Nobody counts on our tail: we are no holder.
-        return Step::Release {
-            to: view.local.shown,
-        };
     }
     if rules.stage
         && let Some(step) = clear(&view.local, source, stable.uid)
@@ -673,6 +692,24 @@ fn join<G: Ident, X: Ident>(
         force: true,
         joining: true,
     }
+}
+
+/// Promises the prefix, and no more.
+///
+/// What we have of it must stay: moving it leaves an expunge behind, which replication would
+/// carry to those who show the message. Above S nobody counts on us: we are no holder.
+fn keep_prefix<G: Ident, X: Ident>(
+    config: &Config,
+    local: &Local<G, X>,
+    s: Uid,
+) -> Option<Step<G, X>> {
+    if local.promised > s.max(local.shown) {
+        return Some(Step::Release {
+            to: s.max(local.shown),
+        });
+    }
+    let short = local.promised < s && config.rules.join_promises;
+    short.then_some(Step::Promise { end: s })
 }
 
 /// A holder that is alive.
@@ -706,7 +743,7 @@ fn holds<G: Ident, X: Ident>(local: &Local<G, X>, source: &Source<G, X>, s: Uid)
         && ours.values().filter(|o| !o.expunged).all(there)
 }
 
-/// Becomes a holder: passes S, promises the prefix, and joins.
+/// Becomes a holder: passes S, and joins.
 fn enter<G: Ident, X: Ident>(
     config: &Config,
     view: &View<G, X>,
@@ -724,11 +761,14 @@ fn enter<G: Ident, X: Ident>(
             guid: staged.guid.clone(),
         };
     }
+    let prefix = view.local.entries.partition_point(|e| e.uid <= stable.uid);
+    let theirs = view.source.as_ref().map(|s| &s.entries[..]);
+    let xids = misnamed(&view.local.entries[..prefix], &[theirs.unwrap_or_default()]);
+    if rules.adopt_xids && !xids.is_empty() {
+        return Step::Adopt { xids };
+    }
     if rules.join_passes_stable && view.local.next <= stable.uid {
         return Step::Raise { above: stable.uid };
-    }
-    if rules.join_promises && view.local.promised < stable.uid {
-        return Step::Promise { end: stable.uid };
     }
     let mut holders = stable.holders.clone();
     holders.insert(config.me, config.incarnation);
@@ -824,11 +864,11 @@ mod tests {
             local: Local {
                 entries: ours.to_vec(),
                 next: ours.last().map_or(1, |e| e.uid + 1),
-                promised: 0,
+                promised: 9,
                 shown: 0,
                 limit: 100,
                 bound: 100,
-                gated: true,
+                gated: false,
                 staged: Vec::new(),
             },
             source: Some(Source {

@@ -286,6 +286,12 @@ pub enum Step<G, X> {
         /// Their UIDs.
         uids: Vec<Uid>,
     },
+    /// Give these messages other XIDs, all in one transaction of the mailbox, and durably: a
+    /// holder has the same messages, under these UIDs and GUIDs, by these XIDs.
+    Adopt {
+        /// UIDs and their XIDs.
+        xids: Vec<(Uid, X)>,
+    },
     /// Ask this holder for the prefix up to S and which staged GUIDs were made stable.
     AskPrefix {
         /// Whom.

@@ -259,6 +259,7 @@ fn step_name<G, X>(step: &Step<G, X>) -> &'static str {
         Step::Gate { .. } => "gate",
         Step::Sync { force: true, .. } => "sync_force",
         Step::Sync { .. } => "sync",
+        Step::Adopt { .. } => "adopt",
         Step::Raise { .. } => "raise",
         Step::DropLow { .. } => "drop_low",
         Step::AskPrefix { .. } => "ask_prefix",

@@ -11,8 +11,10 @@ use world::{Cluster, Msg, RULES, World};
 const HELP: &str = "\
 cluster-model NODES MESSAGES [NAME=VALUE]...
 Checks the cluster protocol exhaustively, breadth first, or by random walks.
-  expire= crash= kill= expunge= disk= save= stray= how often each fault may happen (default 0)
+  expire= crash= kill= expunge= disk= save= stray= rogue= how often each fault may happen (default 0)
   window= gate=      UIDs above S; syncs before the gate is closed (2, 1)
+  before=N           messages that all nodes have before there is a record
+  dropped=1 ahead=1  start from a world made by hand (the last argument)
   split=1            decide and act in two steps
   settle=N           check I6 in one state of N (16; 0: never)
   random=STEPS       random walks of that many steps in all, seed=N
@@ -49,6 +51,8 @@ fn main() {
             "expunge" => cluster.budget.expunge = value as u8,
             "disk" => cluster.budget.disk = value as u8,
             "stray" => cluster.budget.stray = value as u8,
+            "rogue" => cluster.budget.rogue = value as u8,
+            "before" => cluster.before = value as u8,
             "save" => cluster.budget.save = value as u8,
             "window" => cluster.window = value as u32,
             "gate" => cluster.gate_after = value as u8,
@@ -58,6 +62,8 @@ fn main() {
             "seed" => seed = value,
             "limit" => limit = value as usize,
             "threads" => threads = value as usize,
+            "dropped" => cluster = cluster.clone().from(cluster.one_dropped()),
+            "ahead" => cluster = cluster.clone().from(cluster.one_ahead()),
             _ => return println!("{name}: no such option\n{HELP}"),
         }
     }
@@ -97,6 +103,9 @@ fn report(args: &[String], start: Instant, checker: &impl Checker<Cluster>) {
         }
         for world in checker.model().settle(&end).err().unwrap_or_default() {
             println!("left alone it stays:\n{}", brief(&world));
+            for node in 0..checker.model().nodes {
+                println!("    {node} would {:?}", checker.model().would(&world, node));
+            }
         }
     }
     println!(
@@ -139,10 +148,11 @@ fn brief(world: &World) -> String {
             h.doing,
         );
     }
-    let s = &world.etcd.stable.value;
     text += &format!(
-        "    etcd S {} floor {} holders {:?} gate {:?} alive {:?}\n",
-        s.uid, s.floor, s.holders, world.etcd.gate, world.etcd.alive
+        "    etcd {:?} gate {:?} alive {:?}\n",
+        world.etcd.record(),
+        world.etcd.gate,
+        world.etcd.alive
     );
     for (n, t) in &world.etcd.tails {
         let t = &t.value;

@@ -24,6 +24,7 @@ fn cluster(nodes: u8, messages: u8, faults: &[&str]) -> Cluster {
             "disk" => budget.disk = 1,
             "save" => budget.save = 1,
             "stray" => budget.stray = 1,
+            "rogue" => budget.rogue = 1,
             other => panic!("{other}: no such fault"),
         }
     }
@@ -298,6 +299,79 @@ fn dropped_nodes_leave_room_below() {
 #[test]
 fn unstable_messages_are_staged_before_a_node_joins() {
     needs("stage", "I6", cluster(2, 2, &["expire"]));
+}
+
+/// Nobody lets go of what a firm tail says, whatever replication does.
+#[test]
+fn what_is_shown_is_not_renumbered() {
+    needs("interlock", "I1", never_settling(cluster(2, 1, &["rogue"])));
+}
+
+#[test]
+fn what_is_promised_is_not_renumbered() {
+    needs("promise", "I1", never_settling(cluster(2, 2, &["rogue"])));
+}
+
+#[test]
+fn after_a_crash_everything_counts_as_promised() {
+    let faults = ["rogue", "crash"];
+    needs(
+        "promised_over_crash",
+        "I1",
+        never_settling(cluster(2, 2, &faults)),
+    );
+}
+
+#[test]
+fn a_late_withdrawal_does_not_land_in_a_mailbox_at_rest() {
+    let cluster = Cluster {
+        before: 1,
+        ..cluster(2, 1, &["crash"])
+    };
+    needs("withdraw_checks_stable", "I6", cluster);
+}
+
+#[test]
+fn an_advance_checks_the_tails_it_compared() {
+    let cluster = never_settling(cluster(2, 3, &["rogue"]));
+    let start = cluster.one_ahead();
+    needs("advance_checks_tails", "I1", cluster.from(start));
+}
+
+#[test]
+fn xids_are_compared_before_s_moves() {
+    let cluster = Cluster {
+        before: 1,
+        ..cluster(2, 1, &[])
+    };
+    needs("compare_xids", "I3", never_settling(cluster));
+}
+
+#[test]
+fn where_two_nodes_named_a_message_one_takes_the_others_name() {
+    let cluster = Cluster {
+        before: 1,
+        ..cluster(2, 1, &[])
+    };
+    needs("adopt_xids", "I6", cluster);
+}
+
+#[test]
+fn what_was_there_before_the_cluster_becomes_stable() {
+    holds_everywhere(Cluster {
+        before: 2,
+        ..cluster(2, 0, &["expire"])
+    });
+    holds_everywhere(Cluster {
+        before: 1,
+        ..cluster(3, 0, &[])
+    });
+}
+
+#[test]
+fn replication_may_renumber_what_it_likes() {
+    holds_everywhere(cluster(2, 1, &["rogue", "crash"]));
+    holds_everywhere(cluster(2, 2, &["rogue"]));
 }
 
 #[test]

@@ -35,6 +35,9 @@ pub struct Budget {
     pub save: u8,
     /// Somebody starts a dsync by hand, between any two nodes.
     pub stray: u8,
+    /// Something gives a message a new UID, for no reason that the protocol knows: a dsync with a
+    /// node that went past its limit, or one that works from an old read.
+    pub rogue: u8,
 }
 
 /// Rules that hosts, plug-in and clients keep, rather than the core.
@@ -50,8 +53,6 @@ pub struct HostRules {
     pub xids_travel: bool,
     /// A replaced disk gets a new incarnation.
     pub new_incarnation: bool,
-    /// Expunging a message removes its copy in the stage.
-    pub expunge_drops_stage: bool,
     /// A promise makes durable what it covers.
     pub promise_is_durable: bool,
     /// The XHXID state carries a mark.
@@ -66,7 +67,6 @@ impl Default for HostRules {
             window: true,
             xids_travel: true,
             new_incarnation: true,
-            expunge_drops_stage: true,
             promise_is_durable: true,
             mark_in_state: true,
         }
@@ -88,6 +88,11 @@ pub struct Cluster {
     pub events: Vec<&'static str>,
     /// Name only actions that change something: the paths of random walks need it.
     pub walking: bool,
+    /// Messages that all nodes have from the start, under the same UIDs, each by an XID of its
+    /// own, in a mailbox without a record.
+    pub before: u8,
+    /// Where to start, if not there.
+    pub start: Option<Box<World>>,
     /// I6 is checked in one state of so many (each check plays the cluster to its end); 0: never.
     pub settle_one_in: u64,
 }
@@ -107,6 +112,8 @@ impl Default for Cluster {
             split: false,
             events: Vec::new(),
             walking: false,
+            before: 0,
+            start: None,
             settle_one_in: 16,
         }
     }
@@ -144,7 +151,8 @@ pub struct Host {
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Etcd {
-    pub stable: At<Stable>,
+    /// `None`: the mailbox has no record yet.
+    pub stable: Option<At<Stable>>,
     pub tails: BTreeMap<Node, At<Tail<Guid, Xid>>>,
     pub gate: Option<Node>,
     pub alive: BTreeMap<Node, Incarnation>,
@@ -170,6 +178,23 @@ impl PartialOrd for TxnOrd {
 impl Ord for TxnOrd {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         stateright_hash(&self.0).cmp(&stateright_hash(&other.0))
+    }
+}
+
+impl Etcd {
+    /// The record's revision.
+    fn rev(&self) -> Rev {
+        self.stable.as_ref().map_or(Rev(0), |s| s.rev)
+    }
+
+    /// The record.
+    pub fn record(&self) -> Option<&Stable> {
+        self.stable.as_ref().map(|s| &s.value)
+    }
+
+    fn holds(&self, node: u8, incarnation: u32) -> bool {
+        let held = |s: &Stable| s.held_by(Node(node), Incarnation(incarnation));
+        self.record().is_some_and(held)
     }
 }
 
@@ -257,6 +282,8 @@ pub enum Action {
     Expunge(u8, Guid),
     Save(u8),
     Stray(u8, u8),
+    /// A message gets a new UID.
+    Rogue(u8, Uid),
     /// The daemon looks and takes the next step.
     Turn(u8),
     /// The daemon does what it decided.
@@ -337,6 +364,8 @@ pub const RULES: &[&str] = &[
     "advance_checks_tails",
     "advance_below_next",
     "compare_guids",
+    "compare_xids",
+    "adopt_xids",
     "expose_as_holder",
     "shrink_as_holder",
     "room_below",
@@ -345,7 +374,6 @@ pub const RULES: &[&str] = &[
     "join_compares",
     "join_promises",
     "join_passes_stable",
-    "join_gated",
     "skip_settled",
     "force_sync",
     "open_gate",
@@ -354,7 +382,6 @@ pub const RULES: &[&str] = &[
     "window",
     "xids_travel",
     "new_incarnation",
-    "expunge_drops_stage",
     "promise_is_durable",
     "mark_in_state",
 ];
@@ -372,6 +399,8 @@ impl Cluster {
             "advance_checks_tails" => &mut self.rules.advance_checks_tails,
             "advance_below_next" => &mut self.rules.advance_below_next,
             "compare_guids" => &mut self.rules.compare_guids,
+            "compare_xids" => &mut self.rules.compare_xids,
+            "adopt_xids" => &mut self.rules.adopt_xids,
             "expose_as_holder" => &mut self.rules.expose_as_holder,
             "shrink_as_holder" => &mut self.rules.shrink_as_holder,
             "room_below" => &mut self.rules.room_below,
@@ -380,7 +409,6 @@ impl Cluster {
             "join_compares" => &mut self.rules.join_compares,
             "join_promises" => &mut self.rules.join_promises,
             "join_passes_stable" => &mut self.rules.join_passes_stable,
-            "join_gated" => &mut self.rules.join_gated,
             "skip_settled" => &mut self.rules.skip_settled,
             "force_sync" => &mut self.rules.force_sync,
             "open_gate" => &mut self.rules.open_gate,
@@ -389,7 +417,6 @@ impl Cluster {
             "window" => &mut self.host.window,
             "xids_travel" => &mut self.host.xids_travel,
             "new_incarnation" => &mut self.host.new_incarnation,
-            "expunge_drops_stage" => &mut self.host.expunge_drops_stage,
             "promise_is_durable" => &mut self.host.promise_is_durable,
             "mark_in_state" => &mut self.host.mark_in_state,
             _ => panic!("{rule}: no such rule"),
@@ -410,6 +437,25 @@ impl Cluster {
     }
 
     pub fn first_world(&self) -> World {
+        let mut world = self.empty_world();
+        if self.before > 0 {
+            world.etcd.stable = None;
+        }
+        for node in 0..self.nodes {
+            for number in 1..=self.before {
+                // Above all that will be appended.
+                let guid = self.budget.append + number;
+                let host = &mut world.hosts[node as usize];
+                let (uid, xid) = (Uid::from(number), self.give_xid(node, host));
+                host.insert(Msg { uid, guid, xid });
+                host.durable = uid;
+                world.ghost.acked |= 1 << guid;
+            }
+        }
+        world
+    }
+
+    fn empty_world(&self) -> World {
         let host = Host {
             up: true,
             incarnation: 0,
@@ -437,10 +483,10 @@ impl Cluster {
         World {
             hosts: vec![host; self.nodes.into()],
             etcd: Etcd {
-                stable: At {
+                stable: Some(At {
                     rev: CURRENT,
                     value: stable,
-                },
+                }),
                 tails: BTreeMap::new(),
                 gate: None,
                 alive: everyone,
@@ -450,6 +496,67 @@ impl Cluster {
             left: self.budget,
             ghost: Ghost::default(),
         }
+    }
+
+    /// The same cluster, to be looked at from this world on.
+    pub fn from(self, world: World) -> Cluster {
+        Cluster {
+            start: Some(Box::new(world)),
+            ..self
+        }
+    }
+
+    /// What one action makes of a world; it must do something.
+    pub fn after(&self, world: &World, action: Action) -> World {
+        let what = format!("{action:?}");
+        let Some(world) = self.next_state(world, action) else {
+            panic!("{what}: nothing happens in {world:?}");
+        };
+        world
+    }
+
+    /// These nodes go on until there is nothing left for them to do; the others do nothing.
+    pub fn play(&self, world: &World, nodes: &[u8]) -> World {
+        let mut world = world.clone();
+        for _ in 0..ROUNDS {
+            let before = world.clone();
+            self.play_nodes(&mut world, nodes);
+            self.observe(&before, &mut world);
+            if world == before {
+                break;
+            }
+        }
+        world
+    }
+
+    /// Node 0 alone holds message 1, which it has shown; node 1 has it too, under the UID it had
+    /// before node 1 was dropped, and is back.
+    pub fn one_dropped(&self) -> World {
+        let world = self.after(&self.first_world(), Action::Append(0));
+        // Node 0 publishes, and brings its message to node 1.
+        let mut world = self.play(&world, &[0]);
+        world = self.after(&world, Action::Expire(1));
+        world = self.play(&world, &[0]);
+        self.after(&world, Action::Turn(1))
+    }
+
+    /// Both nodes have message 1 at UID 1, where nobody has shown it; node 1 has another one
+    /// after it, and has published both.
+    pub fn one_ahead(&self) -> World {
+        let world = self.after(&self.first_world(), Action::Append(0));
+        let world = self.play(&world, &[0]);
+        let world = self.after(&world, Action::Append(1));
+        let mut world = self.after(&world, Action::Turn(1));
+        while !world.etcd.tails.contains_key(&Node(1)) {
+            let flight = world.flights.is_empty();
+            let next = if flight {
+                Action::Turn(1)
+            } else {
+                Action::Land(0)
+            };
+            world = self.after(&world, next);
+        }
+        world
     }
 
     /// What may happen next.
@@ -490,6 +597,9 @@ impl Cluster {
                 let others = (0..self.nodes).filter(|other| *other != n);
                 actions.extend(others.map(|other| Action::Stray(n, other)));
             }
+            if left.rogue > 0 {
+                actions.extend(host.mail.iter().map(|m| Action::Rogue(n, m.uid)));
+            }
             if left.crash > 0 {
                 actions.push(Action::Crash(n));
             }
@@ -523,8 +633,9 @@ impl Cluster {
             }),
             Property::sometimes("the gate is closed", |_, w: &World| w.etcd.gate.is_some()),
             Property::sometimes("a node was dropped and is back", |_, w: &World| {
-                let stable = &w.etcd.stable.value;
-                stable.floor > 0 && stable.holders.len() == w.hosts.len() && stable.uid > 0
+                w.etcd
+                    .record()
+                    .is_some_and(|s| s.floor > 0 && s.holders.len() == w.hosts.len() && s.uid > 0)
             }),
             Property::sometimes(
                 "a message moved after another node had it",
@@ -549,17 +660,17 @@ impl Cluster {
     fn enough_uids(&self) -> Uid {
         let floor = 2 * self.window * Uid::from(self.nodes);
         let b = &self.budget;
-        let faults = b.expire + b.crash + b.kill + b.disk + b.stray;
+        let faults = b.expire + b.crash + b.kill + b.disk + b.stray + b.rogue;
         floor * (Uid::from(faults) + 3)
     }
 
     fn view(&self, world: &World, node: u8) -> View<Guid, Xid> {
         let etcd = Snapshot {
-            stable: Some(world.etcd.stable.clone()),
+            stable: world.etcd.stable.clone(),
             tails: world.etcd.tails.clone(),
             gate: world.etcd.gate,
             alive: world.etcd.alive.clone(),
-            complete: true,
+            complete: world.etcd.alive.len() == world.hosts.len(),
         };
         let local = world.hosts[node as usize].local(&world.ghost.shown);
         View {
@@ -571,7 +682,7 @@ impl Cluster {
 
     /// What a holder that is up tells one that is none.
     fn source(&self, world: &World, node: u8) -> Option<Source<Guid, Xid>> {
-        let stable = &world.etcd.stable.value;
+        let stable = world.etcd.record()?;
         let me = Incarnation(world.hosts[node as usize].incarnation);
         if stable.held_by(Node(node), me) {
             return None;
@@ -584,7 +695,7 @@ impl Cluster {
         entries.retain(|e| e.uid <= stable.uid);
         Some(Source {
             node: *of.0,
-            rev: world.etcd.stable.rev,
+            rev: world.etcd.rev(),
             entries,
         })
     }
@@ -604,6 +715,13 @@ impl Cluster {
             return true;
         }
         self.perform(world, node, step)
+    }
+
+    /// What the daemon of a node would do now.
+    pub fn would(&self, world: &World, node: u8) -> Step8 {
+        let host = &world.hosts[node as usize];
+        let (config, view) = (self.config(node, host), self.view(world, node));
+        host.replica.clone().next(&config, &view)
     }
 
     /// Carries a step out.
@@ -662,6 +780,14 @@ impl Cluster {
             }
             Step::Raise { above } => raise(host, above, self.host.interlock),
             Step::DropLow { uids } => uids.iter().for_each(|uid| host.remove(*uid)),
+            Step::Adopt { xids } => {
+                for (uid, xid) in xids {
+                    host.mail
+                        .iter_mut()
+                        .filter(|m| m.uid == uid)
+                        .for_each(|m| m.xid = xid);
+                }
+            }
             Step::Stage { uids } => {
                 for msg in host.mail.iter().filter(|m| uids.contains(&m.uid)) {
                     if !host.stage.iter().any(|(g, _)| *g == msg.guid) {
@@ -732,6 +858,27 @@ impl Cluster {
         }
     }
 
+    /// A message gets a new UID, if the interlock lets it.
+    fn rogue(&self, world: &mut World, node: u8, uid: Uid) -> bool {
+        let host = &mut world.hosts[node as usize];
+        let Some(msg) = host.mail.iter().find(|m| m.uid == uid).cloned() else {
+            return false;
+        };
+        let (to, guid) = (host.next, msg.guid);
+        let op = Op::Renumber {
+            from: uid,
+            to,
+            guid,
+        };
+        if !self.may_renumber(host, std::slice::from_ref(&op))
+            || (self.host.window && to > host.bound)
+        {
+            return false;
+        }
+        world.left.rogue -= 1;
+        self.apply(world, node, &op, false)
+    }
+
     /// The interlock: nothing that is shown or promised changes its UID.
     fn may_renumber(&self, host: &Host, ops: &[Op]) -> bool {
         let fixed = host.shown.max(host.promised);
@@ -757,9 +904,6 @@ impl Cluster {
             Op::Expunge { uid, guid } => {
                 if host.mail.iter().any(|m| m.uid == *uid && m.guid == *guid) {
                     host.remove(*uid);
-                    if self.host.expunge_drops_stage {
-                        host.stage.retain(|(g, _)| g != guid);
-                    }
                 }
             }
             Op::Import { uid, guid, xid } => {
@@ -853,7 +997,7 @@ impl Cluster {
         let held = world.hosts[node as usize].mail.clone();
         let staged = world.hosts[node as usize].stage.clone();
         self.crash(world, node);
-        let blank = self.first_world().hosts[0].clone();
+        let blank = self.empty_world().hosts[0].clone();
         world.hosts[node as usize] = Host {
             up: false,
             // Without the rule the disk comes back as if nothing had been.
@@ -911,9 +1055,6 @@ impl Cluster {
             .map(|m| m.uid)
             .collect();
         uids.iter().for_each(|uid| host.remove(*uid));
-        if self.host.expunge_drops_stage {
-            host.stage.retain(|(g, _)| *g != guid);
-        }
         world.left.expunge -= 1;
         world.ghost.expunged |= 1 << guid;
         !uids.is_empty()
@@ -996,13 +1137,19 @@ impl Cluster {
         None
     }
 
-    /// I3: an XID names one message, and once its UID was shown the message keeps it.
+    /// I3: an XID names one message, and once its UID was shown the message keeps it. What came
+    /// into the mailbox in the cluster has one XID from the first moment on any node.
     fn xid_twice(&self, world: &mut World) -> Option<Broken> {
         let World { hosts, ghost, .. } = world;
         let mut names: BTreeMap<Xid, Guid> = ghost.xids.iter().map(|(g, x)| (*x, *g)).collect();
         for host in hosts.iter() {
             for msg in &host.mail {
                 if *names.entry(msg.xid).or_insert(msg.guid) != msg.guid {
+                    return Some(Broken::I3);
+                }
+                let born_here = msg.guid <= self.budget.append;
+                let twin = |o: &Msg| o.guid == msg.guid && o.xid != msg.xid;
+                if born_here && hosts.iter().flat_map(|h| &h.mail).any(twin) {
                     return Some(Broken::I3);
                 }
                 let shown = msg.uid <= host.shown;
@@ -1053,11 +1200,11 @@ impl Cluster {
         let mut rounds = Vec::new();
         let mut world = world.clone();
         world.flights.retain(|f| f.awaited);
-        let stable = &world.etcd.stable.value;
-        let prefix_survives = stable
-            .holders
-            .iter()
-            .any(|(n, i)| world.hosts[n.0 as usize].incarnation == i.0);
+        let stays = |s: &Stable| {
+            let mut holders = s.holders.iter();
+            holders.any(|(n, i)| world.hosts[n.0 as usize].incarnation == i.0)
+        };
+        let prefix_survives = world.etcd.record().is_none_or(stays);
         if !prefix_survives {
             return Ok(());
         }
@@ -1075,7 +1222,13 @@ impl Cluster {
     }
 
     fn play_round(&self, world: &mut World) {
-        for node in 0..self.nodes {
+        let all: Vec<u8> = (0..self.nodes).collect();
+        self.play_nodes(world, &all);
+    }
+
+    /// Each of these takes a turn; transactions arrive, and dsyncs run to their ends.
+    fn play_nodes(&self, world: &mut World, nodes: &[u8]) {
+        for &node in nodes {
             if let Some(step) = world.hosts[node as usize].doing.take() {
                 self.perform(world, node, step);
             } else {
@@ -1098,7 +1251,7 @@ impl Cluster {
     }
 
     fn is_settled(&self, world: &World) -> bool {
-        let stable = &world.etcd.stable.value;
+        let s = world.etcd.record().map_or(0, |s| s.uid);
         // What a client expunged may still be on its way out.
         let kept = |h: &Host| {
             let expunged = world.ghost.expunged;
@@ -1111,9 +1264,9 @@ impl Cluster {
         let first = kept(&world.hosts[0]);
         world.etcd.gate.is_none()
             && world.hosts.iter().enumerate().all(|(n, h)| {
-                stable.held_by(Node(n as u8), Incarnation(h.incarnation))
-                    && h.shown == stable.uid
-                    && h.next == stable.uid + 1
+                (world.etcd.holds(n as u8, h.incarnation) || world.etcd.stable.is_none())
+                    && h.shown == s
+                    && h.next == s + 1
                     && h.stage.is_empty()
                     && !h.gated
                     && kept(h) == first
@@ -1133,7 +1286,10 @@ fn raise(host: &mut Host, above: Uid, interlock: bool) {
         .mail
         .iter()
         .filter(|m| m.uid <= above && m.uid > host.shown)
-        .filter(|m| !host.mail.iter().any(|o| o.guid == m.guid && o.uid > above))
+        .filter(|m| {
+            let copy = |o: &Msg| o.uid > above && o.guid == m.guid && o.xid == m.xid;
+            !host.mail.iter().any(copy)
+        })
         .cloned()
         .collect();
     if interlock && low.iter().any(|m| m.uid <= host.promised) {
@@ -1246,7 +1402,7 @@ fn unmatched(one: &Host, other: &Host, side: &mut Side) -> Vec<Msg> {
 
 fn holds(etcd: &Etcd, condition: &Condition) -> bool {
     match condition {
-        Condition::Stable(rev) => etcd.stable.rev == *rev,
+        Condition::Stable(rev) => etcd.rev() == *rev,
         Condition::Tail(node, rev) => etcd.tails.get(node).map_or(Rev(0), |t| t.rev) == *rev,
         Condition::Dead(node, incarnation) => etcd.alive.get(node) != Some(incarnation),
         Condition::GateOpen => etcd.gate.is_none(),
@@ -1256,7 +1412,7 @@ fn holds(etcd: &Etcd, condition: &Condition) -> bool {
 
 fn write(etcd: &mut Etcd, put: Put<Guid, Xid>) {
     match put {
-        Put::Stable(value) => etcd.stable = At { rev: FRESH, value },
+        Put::Stable(value) => etcd.stable = Some(At { rev: FRESH, value }),
         Put::Tail(node, value) => {
             etcd.tails.insert(node, At { rev: FRESH, value });
         }
@@ -1294,7 +1450,7 @@ fn canonical(world: &mut World) {
     for txn in flights.iter_mut().map(|f| &mut f.txn.0).chain(doing) {
         for condition in &mut txn.when {
             match condition {
-                Condition::Stable(rev) => fold(rev, etcd.stable.rev),
+                Condition::Stable(rev) => fold(rev, etcd.rev()),
                 Condition::Tail(node, rev) => fold(rev, tail(&etcd.tails, *node)),
                 _ => {}
             }
@@ -1305,7 +1461,7 @@ fn canonical(world: &mut World) {
             fold(rev, tail(&etcd.tails, Node(n as u8)));
         }
     }
-    etcd.stable.rev = CURRENT;
+    etcd.stable.iter_mut().for_each(|s| s.rev = CURRENT);
     etcd.tails.values_mut().for_each(|t| t.rev = CURRENT);
     flights.sort();
 }
@@ -1315,7 +1471,10 @@ impl Model for Cluster {
     type Action = Action;
 
     fn init_states(&self) -> Vec<World> {
-        vec![self.first_world()]
+        match &self.start {
+            Some(world) => vec![(**world).clone()],
+            None => vec![self.first_world()],
+        }
     }
 
     fn actions(&self, world: &World, actions: &mut Vec<Action>) {
@@ -1338,6 +1497,7 @@ impl Model for Cluster {
                 world.left.stray -= 1;
                 self.start_sync(&mut world, n, other, true, false)
             }
+            Action::Rogue(n, uid) => self.rogue(&mut world, n, uid),
             Action::Turn(n) => self.turn(&mut world, n),
             Action::Do(n) => {
                 let step = world.hosts[n as usize].doing.take()?;
