@@ -5,8 +5,11 @@
 //! messages, reads and writes the cluster's records ([`crate::etcd`]), and leaves every decision
 //! to the protocol core ([`crate::cluster`]).
 
+pub mod carrier;
 pub mod config;
+pub mod doveadm;
 pub mod engine;
+pub mod host;
 pub mod metrics;
 pub mod socket;
 

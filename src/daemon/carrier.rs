@@ -1,0 +1,263 @@
+//! What carries messages between nodes: the host's own replication.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::doveadm::{self, Pool};
+use super::host::Place;
+use crate::etcd::Mailbox;
+
+/// Time limit of one sync. A first sync of a large mailbox takes its time.
+const LIMIT: Duration = Duration::from_secs(900);
+/// Replication gives up when the other side is silent for so many seconds.
+const SILENCE_SECONDS: &str = "20";
+/// Most replication states kept; without one a sync looks at the whole mailbox.
+const MAX_STATES: usize = 20_000;
+/// How the host calls our refusal to change what must not change.
+const INTERLOCK: &str = "xid: interlock";
+
+/// Why messages were not carried.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The plug-in refused to change a UID that must not change.
+    #[error("refused by the interlock: {0}")]
+    Interlock(String),
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// What to sync.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// One mailbox.
+    Mailbox(Place),
+    /// All of a user's mailboxes, with their messages.
+    User(String),
+    /// Which mailboxes the user has and is subscribed to; no messages.
+    Tree(String),
+}
+
+impl What {
+    fn user(&self) -> &str {
+        match self {
+            What::Mailbox(place) => &place.mailbox.user,
+            What::User(user) | What::Tree(user) => user,
+        }
+    }
+}
+
+/// One sync to be done, both ways.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// What.
+    pub what: What,
+    /// Where the other node takes part, as configured.
+    pub peer: String,
+    /// Compare everything.
+    pub force: bool,
+}
+
+/// The host's replication.
+pub trait Carrier: Send + Sync + 'static {
+    /// Syncs. Success proves nothing: whoever needs to know looks.
+    fn sync(&self, job: &Job) -> impl Future<Output = Result<(), Error>> + Send;
+}
+
+/// Dovecot's replication, run by its administration service.
+pub struct Dsync {
+    pool: Arc<Pool>,
+    states: Mutex<States>,
+}
+
+impl Dsync {
+    /// Through this node's service.
+    #[must_use]
+    pub fn new(pool: Arc<Pool>) -> Dsync {
+        Dsync {
+            pool,
+            states: Mutex::default(),
+        }
+    }
+
+    fn states(&self) -> std::sync::MutexGuard<'_, States> {
+        self.states.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+impl Carrier for Dsync {
+    async fn sync(&self, job: &Job) -> Result<(), Error> {
+        let state = self.states().take(job).unwrap_or_default();
+        let words = command(job, &state);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        match self.pool.run(job.what.user(), &words, LIMIT).await {
+            Ok(state) => {
+                self.states().put(job, state);
+                Ok(())
+            }
+            // Something changed while it ran; a status without a name says so. What it carried,
+            // it carried.
+            Err(doveadm::Error::Failed { status, log, .. })
+                if status == "UNKNOWN" && log.is_empty() =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(reason(error)),
+        }
+    }
+}
+
+fn reason(error: doveadm::Error) -> Error {
+    let text = error.to_string();
+    match text.contains(INTERLOCK) {
+        true => Error::Interlock(text),
+        false => Error::Failed(text),
+    }
+}
+
+/// The command of a sync. An empty state asks for one to begin with.
+fn command(job: &Job, state: &str) -> Vec<String> {
+    let mut words: Vec<String> = vec!["sync".into(), "-T".into(), SILENCE_SECONDS.into()];
+    let mut option = |letter: &str, value: &str| {
+        words.push(letter.into());
+        words.push(value.into());
+    };
+    match &job.what {
+        // By its GUID the host has to look at every mailbox to find one.
+        What::Mailbox(place) if is_plain(&place.name) => option("-m", &place.name),
+        What::Mailbox(place) => option("-g", &place.guid()),
+        What::Tree(_) => option("-m", ""),
+        What::User(_) => {}
+    }
+    if job.force {
+        option("-s", "");
+        words.push("-f".into());
+    } else {
+        option("-s", state);
+    }
+    words.push(format!("tcp:{}", job.peer));
+    words
+}
+
+/// Whether a mailbox's name means itself: others are patterns, escaped, or a special use.
+fn is_plain(name: &str) -> bool {
+    let plain = |c: char| c.is_alphanumeric() || matches!(c, '/' | '.' | '-' | '_' | ' ' | '@');
+    !name.is_empty() && name.chars().all(plain)
+}
+
+/// Whose state it is, and with which peer.
+type Key = (Of, String);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Of {
+    Mailbox(Mailbox),
+    User(String),
+}
+
+/// Where each sync can begin: what the host gave at the end of the one before.
+#[derive(Default)]
+struct States {
+    known: HashMap<Key, (u64, String)>,
+    /// Counts what was put, to tell old from new.
+    clock: u64,
+}
+
+impl States {
+    /// The state, which then is gone: of a sync that fails, nobody knows how far it came.
+    fn take(&mut self, job: &Job) -> Option<String> {
+        self.known.remove(&key(job)?).map(|(_, state)| state)
+    }
+
+    fn put(&mut self, job: &Job, state: String) {
+        let Some(key) = key(job).filter(|_| !state.is_empty()) else {
+            return;
+        };
+        self.clock += 1;
+        self.known.insert(key, (self.clock, state));
+        if self.known.len() > MAX_STATES {
+            self.forget_old();
+        }
+    }
+
+    /// Forgets the older half.
+    fn forget_old(&mut self) {
+        let mut ages: Vec<u64> = self.known.values().map(|(age, _)| *age).collect();
+        let (_, median, _) = ages.select_nth_unstable(MAX_STATES / 2);
+        let median = *median;
+        self.known.retain(|_, (age, _)| *age > median);
+    }
+}
+
+fn key(job: &Job) -> Option<Key> {
+    let of = match &job.what {
+        What::Mailbox(place) => Of::Mailbox(place.mailbox.clone()),
+        What::User(user) => Of::User(user.clone()),
+        What::Tree(_) => return None,
+    };
+    Some((of, job.peer.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(name: &str, force: bool) -> Job {
+        let mailbox = Mailbox {
+            user: "alice".into(),
+            guid: [0xab; 16],
+        };
+        let name = name.to_owned();
+        Job {
+            what: What::Mailbox(Place { mailbox, name }),
+            peer: "10.0.0.2:24245".into(),
+            force,
+        }
+    }
+
+    #[test]
+    fn a_mailbox_is_synced_by_name_from_where_the_last_sync_ended() {
+        let words = command(&job("Work/2026", false), "STATE").join(" ");
+        assert_eq!(words, "sync -T 20 -m Work/2026 -s STATE tcp:10.0.0.2:24245");
+    }
+
+    #[test]
+    fn a_name_that_would_be_a_pattern_is_replaced_by_the_guid() {
+        for name in ["a*", "a%b", "\\Sent", ""] {
+            let words = command(&job(name, false), "").join(" ");
+            assert!(words.contains("-g abababab"), "{words}");
+        }
+    }
+
+    #[test]
+    fn a_forced_sync_begins_at_the_beginning() {
+        let words = command(&job("INBOX", true), "STATE").join(" ");
+        assert_eq!(words, "sync -T 20 -m INBOX -s  -f tcp:10.0.0.2:24245");
+    }
+
+    #[test]
+    fn a_state_is_used_once() {
+        let mut states = States::default();
+        states.put(&job("INBOX", false), "one".into());
+        assert_eq!(states.take(&job("INBOX", true)).as_deref(), Some("one"));
+        assert_eq!(states.take(&job("INBOX", false)), None);
+    }
+
+    #[test]
+    fn the_older_states_are_forgotten() {
+        let mut states = States::default();
+        for n in 0..=MAX_STATES {
+            let user = format!("user{n}");
+            let job = Job {
+                what: What::User(user),
+                peer: "p".into(),
+                force: false,
+            };
+            states.put(&job, "s".into());
+        }
+        assert!(states.known.len() <= MAX_STATES);
+        let newest = (Of::User(format!("user{MAX_STATES}")), "p".to_owned());
+        assert!(states.known.contains_key(&newest));
+    }
+}
