@@ -7,6 +7,7 @@
 mod encoding;
 mod keys;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use etcd_client::{
@@ -95,6 +96,9 @@ impl Store {
         let mut options = ConnectOptions::new()
             .with_timeout(settings.timeout)
             .with_connect_timeout(settings.timeout)
+            // A connection that a partition cut says nothing by itself.
+            .with_keep_alive(settings.timeout, settings.timeout)
+            .with_keep_alive_while_idle(true)
             .with_require_leader(true);
         if let Some(tls) = &settings.tls {
             options = options.with_tls(tls.clone());
@@ -250,7 +254,7 @@ impl Store {
     ) -> Result<Snapshot<Text, Text>, Error> {
         let mut snapshot = Snapshot {
             stable: None,
-            tails: std::collections::BTreeMap::new(),
+            tails: BTreeMap::new(),
             gate: None,
             alive: alive
                 .iter()
@@ -295,11 +299,16 @@ impl Store {
         Ok(())
     }
 
-    /// Runs a transaction of the protocol. False: a condition did not hold, nothing was written.
+    /// Runs a transaction of the protocol and gives the revision that it wrote. `None`: a
+    /// condition did not hold, nothing was written.
     ///
     /// # Errors
     /// When etcd cannot be reached: then it may or may not have been carried out.
-    pub async fn run(&mut self, mailbox: &Mailbox, txn: &Txn<Text, Text>) -> Result<bool, Error> {
+    pub async fn run(
+        &mut self,
+        mailbox: &Mailbox,
+        txn: &Txn<Text, Text>,
+    ) -> Result<Option<Rev>, Error> {
         let closes = txn.then.iter().any(|put| matches!(put, Put::Gate(_)));
         let lease = match closes {
             true => Some(
@@ -324,7 +333,11 @@ impl Store {
             // It would end by itself; a failure is of no consequence.
             let _ = self.client.lease_revoke(lease).await;
         }
-        Ok(answer.succeeded())
+        let revision = answer
+            .header()
+            .map_or(0, etcd_client::ResponseHeader::revision);
+        let revision = Rev(u64::try_from(revision).unwrap_or(0));
+        Ok(answer.succeeded().then_some(revision))
     }
 
     fn compare(&self, mailbox: &Mailbox, condition: &Condition) -> Compare {
@@ -373,14 +386,107 @@ impl Store {
         }
     }
 
-    /// Hears of every change of the cluster's records from now on.
+    /// Hears of every change of the cluster's records after `revision` (0: from now on).
     ///
     /// # Errors
     /// When etcd cannot be reached.
-    pub async fn watch(&mut self) -> Result<WatchStream, Error> {
-        let options = Some(WatchOptions::new().with_prefix());
-        Ok(self.client.watch(self.keys.root(), options).await?)
+    pub async fn watch(&mut self, revision: i64) -> Result<WatchStream, Error> {
+        let mut options = WatchOptions::new().with_prefix();
+        if revision > 0 {
+            options = options.with_start_revision(revision + 1);
+        }
+        Ok(self.client.watch(self.keys.root(), Some(options)).await?)
     }
+
+    /// Who is registered, and who of them is alive.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached, or holds what we cannot read.
+    pub async fn members(&mut self) -> Result<Members, Error> {
+        let prefix = || Some(GetOptions::new().with_prefix());
+        let keys_only = Some(GetOptions::new().with_prefix().with_keys_only());
+        let txn = EtcdTxn::new().and_then([
+            TxnOp::get(self.keys.nodes(), prefix()),
+            TxnOp::get(self.keys.all_alive(), keys_only),
+        ]);
+        let answer = self.client.txn(txn).await?;
+        let revision = answer
+            .header()
+            .map_or(0, etcd_client::ResponseHeader::revision);
+        let mut ranges = answer.op_responses().into_iter().map(|op| match op {
+            TxnOpResponse::Get(mut get) => get.take_kvs(),
+            _ => Vec::new(),
+        });
+        let (nodes, alive) = (ranges.next().unwrap_or_default(), ranges.next());
+        let mut members = Members {
+            names: BTreeMap::new(),
+            alive: BTreeMap::new(),
+            revision,
+        };
+        for kv in &nodes {
+            let member = encoding::member(kv.value()).map_err(|e| bad(kv, e))?;
+            members
+                .names
+                .insert(member.registration().node, member.name);
+        }
+        let alive = alive.iter().flatten();
+        members.alive = alive
+            .filter_map(|kv| self.keys.parse_alive(kv.key()))
+            .collect();
+        Ok(members)
+    }
+
+    /// The mailboxes that have a record, in the order of their keys, at most about `most` at a
+    /// time. Where there are more, the key after which the next call goes on.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached.
+    pub async fn mailboxes(
+        &mut self,
+        after: Option<Vec<u8>>,
+        most: i64,
+    ) -> Result<(Vec<Mailbox>, Option<Vec<u8>>), Error> {
+        let all = format!("{}box/", self.keys.root());
+        let from = after.unwrap_or_else(|| all.clone().into_bytes());
+        // "0" follows "/".
+        let end = format!("{}box0", self.keys.root());
+        let options = GetOptions::new()
+            .with_range(end)
+            .with_keys_only()
+            .with_limit(most);
+        let answer = self.client.get(from, Some(options)).await?;
+        let found = answer.kvs().iter().filter_map(|kv| {
+            let (mailbox, part) = self.keys.parse(kv.key())?;
+            (part == Changed::Stable).then_some(mailbox)
+        });
+        let found = found.collect();
+        let next = answer.kvs().last().filter(|_| answer.more()).map(|kv| {
+            let mut key = kv.key().to_vec();
+            key.push(0);
+            key
+        });
+        Ok((found, next))
+    }
+
+    /// Goes on keeping a lease after its connection broke.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached.
+    pub async fn reopen(&mut self, lease: &mut Lease) -> Result<(), Error> {
+        (lease.keeper, lease.answers) = self.client.lease_keep_alive(lease.lease).await?;
+        Ok(())
+    }
+}
+
+/// Who is registered, and who of them is alive.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Members {
+    /// The nodes' names.
+    pub names: BTreeMap<Node, String>,
+    /// Those whose lease is alive.
+    pub alive: BTreeMap<Node, Incarnation>,
+    /// etcd's revision when this was read.
+    pub revision: i64,
 }
 
 /// A node's claim to be alive.

@@ -97,7 +97,7 @@ fn a_snapshot_has_what_transactions_wrote_and_who_is_alive() {
         assert!(empty.stable.is_none() && empty.alive.is_empty() && !empty.complete);
         let mut lease = store.enter(&me, LEASE_SECONDS).await?;
         assert!(lease.keep().await?);
-        assert!(store.run(&mailbox(), &create(me.node)).await?);
+        assert!(store.run(&mailbox(), &create(me.node)).await?.is_some());
         let stable = store
             .snapshot(&mailbox())
             .await?
@@ -111,9 +111,9 @@ fn a_snapshot_has_what_transactions_wrote_and_who_is_alive() {
             ],
             then: vec![Put::Tail(me.node, tail(6))],
         };
-        assert!(store.run(&mailbox(), &publish).await?);
+        assert!(store.run(&mailbox(), &publish).await?.is_some());
         assert!(
-            !store.run(&mailbox(), &publish).await?,
+            store.run(&mailbox(), &publish).await?.is_none(),
             "the tail has moved"
         );
         let seen = store.snapshot(&mailbox()).await?;
@@ -131,7 +131,7 @@ fn a_transaction_whose_condition_fails_writes_nothing() {
     with_store(|_, mut store| async move {
         let me = store.register("n1", "n1", "disk").await?;
         let lease = store.enter(&me, LEASE_SECONDS).await?;
-        assert!(store.run(&mailbox(), &create(me.node)).await?);
+        assert!(store.run(&mailbox(), &create(me.node)).await?.is_some());
         let dead = Condition::Dead(me.node, me.incarnation);
         let drop_tail = |when| Txn {
             kind: Kind::Shrink,
@@ -143,14 +143,17 @@ fn a_transaction_whose_condition_fails_writes_nothing() {
             when: vec![],
             then: vec![Put::Tail(me.node, tail(4))],
         };
-        assert!(store.run(&mailbox(), &write).await?);
+        assert!(store.run(&mailbox(), &write).await?.is_some());
         assert!(
-            !store.run(&mailbox(), &drop_tail(dead.clone())).await?,
+            store
+                .run(&mailbox(), &drop_tail(dead.clone()))
+                .await?
+                .is_none(),
             "the node is alive"
         );
         assert_eq!(store.snapshot(&mailbox()).await?.tails.len(), 1);
         store.leave(lease).await?;
-        assert!(store.run(&mailbox(), &drop_tail(dead)).await?);
+        assert!(store.run(&mailbox(), &drop_tail(dead)).await?.is_some());
         assert!(store.snapshot(&mailbox()).await?.tails.is_empty());
         Ok(())
     });
@@ -169,11 +172,11 @@ fn only_one_node_holds_the_gate() {
             when: vec![Condition::GateOf(node)],
             then: vec![Put::DropGate],
         };
-        assert!(store.run(&mailbox(), &close(Node(1))).await?);
-        assert!(!store.run(&mailbox(), &close(Node(2))).await?);
+        assert!(store.run(&mailbox(), &close(Node(1))).await?.is_some());
+        assert!(store.run(&mailbox(), &close(Node(2))).await?.is_none());
         assert_eq!(store.snapshot(&mailbox()).await?.gate, Some(Node(1)));
-        assert!(!store.run(&mailbox(), &open(Node(2))).await?);
-        assert!(store.run(&mailbox(), &open(Node(1))).await?);
+        assert!(store.run(&mailbox(), &open(Node(2))).await?.is_none());
+        assert!(store.run(&mailbox(), &open(Node(1))).await?.is_some());
         assert_eq!(store.snapshot(&mailbox()).await?.gate, None);
         Ok(())
     });
@@ -182,8 +185,8 @@ fn only_one_node_holds_the_gate() {
 #[test]
 fn a_change_is_heard_of_by_its_mailbox() {
     with_store(|_, mut store| async move {
-        let mut watch = store.watch().await?;
-        assert!(store.run(&mailbox(), &create(Node(1))).await?);
+        let mut watch = store.watch(0).await?;
+        assert!(store.run(&mailbox(), &create(Node(1))).await?.is_some());
         let heard = loop {
             let message = watch.message().await?.expect("the watch goes on");
             let keys = message.events().iter().filter_map(|event| event.kv());
