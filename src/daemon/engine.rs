@@ -20,14 +20,9 @@ pub enum Error {
         /// What went wrong.
         why: std::io::Error,
     },
-    /// The peers' password cannot be read.
-    #[error("{path}: {why}; it holds the peers' doveadm_password")]
-    Password {
-        /// The file.
-        path: String,
-        /// What went wrong.
-        why: std::io::Error,
-    },
+    /// A file that the configuration names cannot be used.
+    #[error(transparent)]
+    Config(#[from] super::config::Error),
 }
 
 /// Runs until `stop` becomes true, or `events` end. A changed `config` takes effect at once,

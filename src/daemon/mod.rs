@@ -10,6 +10,7 @@ pub mod config;
 pub mod doveadm;
 pub mod engine;
 pub mod host;
+pub mod member;
 pub mod metrics;
 pub mod socket;
 

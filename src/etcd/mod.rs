@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use etcd_client::{
     Client, Compare, CompareOp, ConnectOptions, GetOptions, KeyValue, LeaseKeepAliveStream,
-    LeaseKeeper, PutOptions, Txn as EtcdTxn, TxnOp, TxnOpResponse, WatchOptions, WatchStream,
+    LeaseKeeper, PutOptions, ResponseHeader, Txn as EtcdTxn, TxnOp, TxnOpResponse, WatchOptions,
+    WatchStream,
 };
 
 use crate::cluster::{At, Condition, Incarnation, Node, Put, Rev, Snapshot, Tail, Txn};
@@ -228,6 +229,18 @@ impl Store {
     /// # Errors
     /// When etcd cannot be reached, or holds what we cannot read.
     pub async fn snapshot(&mut self, mailbox: &Mailbox) -> Result<Snapshot<Text, Text>, Error> {
+        Ok(self.snapshot_at(mailbox).await?.value)
+    }
+
+    /// [`Store::snapshot`], with etcd's revision at that moment: what a watch tells of it or an
+    /// earlier one is in it.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached, or holds what we cannot read.
+    pub async fn snapshot_at(
+        &mut self,
+        mailbox: &Mailbox,
+    ) -> Result<At<Snapshot<Text, Text>>, Error> {
         let prefix = || Some(GetOptions::new().with_prefix());
         let keys_only = || Some(GetOptions::new().with_prefix().with_keys_only());
         let txn = EtcdTxn::new().and_then([
@@ -236,13 +249,15 @@ impl Store {
             TxnOp::get(self.keys.nodes(), prefix()),
         ]);
         let answer = self.client.txn(txn).await?;
+        let rev = revision(answer.header());
         let mut ranges = answer.op_responses().into_iter().map(|op| match op {
             TxnOpResponse::Get(mut get) => get.take_kvs(),
             _ => Vec::new(),
         });
         let mut next = || ranges.next().unwrap_or_default();
         let (of_mailbox, alive, nodes) = (next(), next(), next());
-        self.assemble(mailbox, &of_mailbox, &alive, &nodes)
+        let value = self.assemble(mailbox, &of_mailbox, &alive, &nodes)?;
+        Ok(At { rev, value })
     }
 
     fn assemble(
@@ -386,14 +401,14 @@ impl Store {
         }
     }
 
-    /// Hears of every change of the cluster's records after `revision` (0: from now on).
+    /// Hears of every change of the cluster's records after this revision (0: from now on).
     ///
     /// # Errors
     /// When etcd cannot be reached.
-    pub async fn watch(&mut self, revision: i64) -> Result<WatchStream, Error> {
+    pub async fn watch(&mut self, after: Rev) -> Result<WatchStream, Error> {
         let mut options = WatchOptions::new().with_prefix();
-        if revision > 0 {
-            options = options.with_start_revision(revision + 1);
+        if after > Rev(0) {
+            options = options.with_start_revision(i64::try_from(after.0 + 1).unwrap_or(i64::MAX));
         }
         Ok(self.client.watch(self.keys.root(), Some(options)).await?)
     }
@@ -410,9 +425,7 @@ impl Store {
             TxnOp::get(self.keys.all_alive(), keys_only),
         ]);
         let answer = self.client.txn(txn).await?;
-        let revision = answer
-            .header()
-            .map_or(0, etcd_client::ResponseHeader::revision);
+        let rev = revision(answer.header());
         let mut ranges = answer.op_responses().into_iter().map(|op| match op {
             TxnOpResponse::Get(mut get) => get.take_kvs(),
             _ => Vec::new(),
@@ -421,7 +434,7 @@ impl Store {
         let mut members = Members {
             names: BTreeMap::new(),
             alive: BTreeMap::new(),
-            revision,
+            rev,
         };
         for kv in &nodes {
             let member = encoding::member(kv.value()).map_err(|e| bad(kv, e))?;
@@ -479,14 +492,14 @@ impl Store {
 }
 
 /// Who is registered, and who of them is alive.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Members {
     /// The nodes' names.
     pub names: BTreeMap<Node, String>,
     /// Those whose lease is alive.
     pub alive: BTreeMap<Node, Incarnation>,
     /// etcd's revision when this was read.
-    pub revision: i64,
+    pub rev: Rev,
 }
 
 /// A node's claim to be alive.
@@ -506,6 +519,11 @@ impl Lease {
         let answer = self.answers.message().await?;
         Ok(answer.is_some_and(|answer| answer.ttl() > 0))
     }
+}
+
+fn revision(header: Option<&ResponseHeader>) -> Rev {
+    let revision = header.map_or(0, ResponseHeader::revision);
+    Rev(u64::try_from(revision).unwrap_or(0))
 }
 
 fn free_number(taken: impl Iterator<Item = u8>) -> Result<u8, Error> {

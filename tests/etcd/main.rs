@@ -185,7 +185,7 @@ fn only_one_node_holds_the_gate() {
 #[test]
 fn a_change_is_heard_of_by_its_mailbox() {
     with_store(|_, mut store| async move {
-        let mut watch = store.watch(0).await?;
+        let mut watch = store.watch(Rev(0)).await?;
         assert!(store.run(&mailbox(), &create(Node(1))).await?.is_some());
         let heard = loop {
             let message = watch.message().await?.expect("the watch goes on");

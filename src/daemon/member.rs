@@ -1,0 +1,297 @@
+//! This node's membership: registered, alive under its lease, and hearing what the others write.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+
+use super::engine::Error;
+use super::{Config, Metrics};
+use crate::cluster::Rev;
+use crate::etcd::{self, Lease, Mailbox, Members, Registration, Store};
+
+/// First pause before etcd is tried again, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Bytes of a disk's identity.
+const DISK_ID_BYTES: usize = 16;
+
+/// A membership that is in force: the lease is alive as far as we know.
+#[derive(Clone)]
+pub struct Session {
+    /// The cluster's records.
+    pub store: Store,
+    /// Who we are.
+    pub me: Registration,
+    /// Who is there.
+    pub members: Members,
+}
+
+/// The membership, or `None` while the node is cut off.
+pub type Membership = watch::Receiver<Option<Arc<Session>>>;
+
+/// What a member hears of the others.
+#[derive(Debug)]
+pub enum News {
+    /// A mailbox's records changed.
+    Mailbox(Mailbox, Rev),
+    /// Nodes came or went.
+    Members,
+    /// Changes may have been missed: look at everything.
+    Missed,
+}
+
+/// What a member does its work with.
+pub struct Member {
+    /// The configuration at the start: identity and lease do not change while the daemon runs.
+    pub config: Arc<Config>,
+    /// Where the membership is told.
+    pub session: watch::Sender<Option<Arc<Session>>>,
+    /// Where changes are told.
+    pub news: mpsc::Sender<News>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Why a membership ended.
+enum End {
+    /// We were asked to stop, and left.
+    Stopped,
+    /// The lease ended, or somebody ended it.
+    Lost,
+}
+
+impl Member {
+    /// Is a member, again and again, until told to stop.
+    ///
+    /// # Errors
+    /// When the cluster refuses the node; when etcd cannot be reached it tries again.
+    pub async fn run(self, mut stop: watch::Receiver<bool>) -> Result<(), Error> {
+        let disk = disk_id(&self.config.state_dir)?;
+        let mut pause = PAUSES.0;
+        loop {
+            let ended = self.live(&disk, &mut stop).await;
+            self.session.send_replace(None);
+            self.metrics.member.set(0);
+            match ended {
+                Ok(End::Stopped) => return Ok(()),
+                Ok(End::Lost) => {
+                    tracing::warn!("membership lost: nothing new is shown until it is back");
+                    pause = PAUSES.0;
+                }
+                Err(error) if is_fatal(&error) => return Err(error),
+                Err(error) => {
+                    self.metrics.etcd_failures.inc();
+                    tracing::warn!(%error, "not in the cluster; trying again");
+                    pause = (pause * 2).min(PAUSES.1);
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+            }
+        }
+    }
+
+    /// One membership, from its begin to its end.
+    async fn live(&self, disk: &str, stop: &mut watch::Receiver<bool>) -> Result<End, Error> {
+        let mut store = Store::connect(&self.config.store()?).await?;
+        let me = store
+            .register(&self.config.node, &self.config.namespace, disk)
+            .await?;
+        let mut lease = store.enter(&me, self.config.lease_seconds()).await?;
+        let members = store.members().await?;
+        let from = members.rev;
+        tracing::info!(
+            node = me.node.0,
+            incarnation = me.incarnation.0,
+            "in the cluster"
+        );
+        self.metrics.member.set(1);
+        self.tell(&store, &me, members);
+        // A receiver that is gone is an engine that stops.
+        let _ = self.news.send(News::Missed).await;
+        let ended = tokio::select! {
+            lost = self.keep(store.clone(), &mut lease) => lost,
+            lost = self.follow(store.clone(), &me, from) => lost,
+            _ = stop.wait_for(|stop| *stop) => Ok(End::Stopped),
+        };
+        if !matches!(ended, Ok(End::Lost)) {
+            // Failing that, the lease ends by itself.
+            let leaving = store.leave(lease);
+            let _ = tokio::time::timeout(self.config.etcd.timeout, leaving).await;
+        }
+        Ok(ended?)
+    }
+
+    fn tell(&self, store: &Store, me: &Registration, members: Members) {
+        self.metrics
+            .alive
+            .set(i64::try_from(members.alive.len()).unwrap_or(i64::MAX));
+        self.session.send_replace(Some(Arc::new(Session {
+            store: store.clone(),
+            me: me.clone(),
+            members,
+        })));
+    }
+
+    /// Keeps the lease until it is lost.
+    async fn keep(&self, mut store: Store, lease: &mut Lease) -> Result<End, etcd::Error> {
+        let third = self.config.lease / 3;
+        let mut kept = Instant::now();
+        loop {
+            match tokio::time::timeout(third, lease.keep()).await {
+                Ok(Ok(true)) => {
+                    kept = Instant::now();
+                    tokio::time::sleep(third).await;
+                    continue;
+                }
+                Ok(Ok(false)) => return Ok(End::Lost),
+                Ok(Err(error)) => tracing::debug!(%error, "keeping the lease"),
+                Err(_) => tracing::debug!("keeping the lease: no answer"),
+            }
+            self.metrics.etcd_failures.inc();
+            if kept.elapsed() >= self.config.lease {
+                return Ok(End::Lost);
+            }
+            let reopened = tokio::time::timeout(third, store.reopen(lease)).await;
+            if !matches!(reopened, Ok(Ok(()))) {
+                tokio::time::sleep(PAUSES.0).await;
+            }
+        }
+    }
+
+    /// Hears of changes until our own liveness is gone.
+    async fn follow(
+        &self,
+        mut store: Store,
+        me: &Registration,
+        from: Rev,
+    ) -> Result<End, etcd::Error> {
+        let mut seen = from;
+        loop {
+            let mut watch = match store.watch(seen).await {
+                Ok(watch) => watch,
+                Err(error) => {
+                    tracing::debug!(%error, "watching");
+                    tokio::time::sleep(PAUSES.0).await;
+                    continue;
+                }
+            };
+            while let Ok(Some(message)) = watch.message().await {
+                if message.canceled() {
+                    if message.compact_revision() > 0 {
+                        // What happened until then nobody can tell any more.
+                        seen = store.members().await?.rev;
+                        let _ = self.news.send(News::Missed).await;
+                    }
+                    break;
+                }
+                let Some(heard) = self.hear(&mut store, me, &message, &mut seen).await? else {
+                    continue;
+                };
+                return Ok(heard);
+            }
+            tokio::time::sleep(PAUSES.0).await;
+        }
+    }
+
+    /// Passes on what a message of the watch tells.
+    async fn hear(
+        &self,
+        store: &mut Store,
+        me: &Registration,
+        message: &etcd_client::WatchResponse,
+        seen: &mut Rev,
+    ) -> Result<Option<End>, etcd::Error> {
+        let mut members_changed = false;
+        for kv in message.events().iter().filter_map(etcd_client::Event::kv) {
+            let rev = Rev(u64::try_from(kv.mod_revision()).unwrap_or(0));
+            *seen = rev.max(*seen);
+            match store.keys().parse(kv.key()) {
+                Some((mailbox, _)) => {
+                    let _ = self.news.send(News::Mailbox(mailbox, rev)).await;
+                }
+                None => members_changed = true,
+            }
+        }
+        if !members_changed {
+            return Ok(None);
+        }
+        let members = store.members().await?;
+        if members.alive.get(&me.node) != Some(&me.incarnation) {
+            return Ok(Some(End::Lost));
+        }
+        self.tell(store, me, members);
+        let _ = self.news.send(News::Members).await;
+        Ok(None)
+    }
+}
+
+/// Whether trying again is of no use.
+fn is_fatal(error: &Error) -> bool {
+    use etcd::Error as Etcd;
+    matches!(
+        error,
+        Error::State { .. } | Error::Etcd(Etcd::NamespaceTaken { .. } | Etcd::TooManyNodes)
+    )
+}
+
+/// What identifies the disk: made once, lost with it.
+fn disk_id(state_dir: &Path) -> Result<String, Error> {
+    let path = state_dir.join("disk");
+    let failed = |why| Error::State {
+        path: path.display().to_string(),
+        why,
+    };
+    match std::fs::read_to_string(&path) {
+        Ok(id) if !id.trim().is_empty() => return Ok(id.trim().to_owned()),
+        Err(why) if why.kind() != std::io::ErrorKind::NotFound => return Err(failed(why)),
+        _ => {}
+    }
+    let id = random_id().map_err(failed)?;
+    write_durably(&path, &format!("{id}\n")).map_err(failed)?;
+    Ok(id)
+}
+
+fn random_id() -> std::io::Result<String> {
+    use std::io::Read;
+    let mut bytes = [0u8; DISK_ID_BYTES];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Replaces a file so that after a power loss it is the old or the new one.
+pub(super) fn write_durably(path: &Path, text: &str) -> std::io::Result<()> {
+    use std::io::Write;
+    let dir = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(dir)?;
+    let mut new = PathBuf::from(path);
+    new.set_extension("new");
+    let mut file = std::fs::File::create(&new)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&new, path)?;
+    std::fs::File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_keeps_its_identity() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let first = disk_id(dir.path()).expect("an identity");
+        assert_eq!(first.len(), 2 * DISK_ID_BYTES);
+        assert_eq!(disk_id(dir.path()).expect("the same"), first);
+        let other = tempfile::tempdir().expect("another");
+        assert_ne!(disk_id(other.path()).expect("another"), first);
+    }
+
+    #[test]
+    fn a_state_folder_that_cannot_be_written_is_named() {
+        let error = disk_id(Path::new("/proc/nowhere")).expect_err("not writable");
+        assert!(error.to_string().contains("/proc/nowhere"), "{error}");
+    }
+}
