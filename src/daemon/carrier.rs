@@ -2,8 +2,11 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
 
 use super::doveadm::{self, Pool};
 use super::host::Place;
@@ -54,8 +57,12 @@ impl What {
 pub struct Job {
     /// What.
     pub what: What,
-    /// Where the other node takes part, as configured.
+    /// The other node's name.
     pub peer: String,
+    /// This node, not the peer, takes the lead. Of two nodes it is always the same one that
+    /// leads: replication locks a mailbox first where it is led and then on the other side, so
+    /// two syncs led from both sides would wait for each other.
+    pub lead: bool,
     /// Compare everything.
     pub force: bool,
 }
@@ -66,35 +73,88 @@ pub trait Carrier: Send + Sync + 'static {
     fn sync(&self, job: &Job) -> impl Future<Output = Result<(), Error>> + Send;
 }
 
+/// Where another node is.
+pub struct Link {
+    /// Its administration service.
+    pub pool: Arc<Pool>,
+    /// The same, as this node's replication finds it: host and port.
+    pub there: String,
+    /// This node's own, as the peer's replication finds it; `None`: at the address from which we
+    /// reach the peer, at the peer's port.
+    pub here: Option<String>,
+}
+
 /// Dovecot's replication, run by its administration service.
 pub struct Dsync {
-    pool: Arc<Pool>,
+    local: Arc<Pool>,
+    links: RwLock<HashMap<String, Arc<Link>>>,
     states: Mutex<States>,
 }
 
 impl Dsync {
-    /// Through this node's service.
+    /// Through this node's service, or the leading peer's.
     #[must_use]
-    pub fn new(pool: Arc<Pool>) -> Dsync {
+    pub fn new(local: Arc<Pool>) -> Dsync {
         Dsync {
-            pool,
+            local,
+            links: RwLock::default(),
             states: Mutex::default(),
         }
     }
 
-    fn states(&self) -> std::sync::MutexGuard<'_, States> {
-        self.states.lock().unwrap_or_else(|e| e.into_inner())
+    /// The peers, by name, from now on.
+    pub fn link(&self, links: HashMap<String, Arc<Link>>) {
+        *self.links.write() = links;
     }
+
+    /// Where the sync is run, and where its other end is.
+    async fn ends(&self, job: &Job) -> Result<(Arc<Pool>, String), Error> {
+        let link = self.links.read().get(&job.peer).cloned();
+        let link = link.ok_or_else(|| {
+            Error::Failed(format!(
+                "node {} is in the cluster, but no [[peer]] of this node",
+                job.peer
+            ))
+        })?;
+        if job.lead {
+            return Ok((self.local.clone(), link.there.clone()));
+        }
+        let here = match &link.here {
+            Some(here) => here.clone(),
+            None => own_address(&link).await?,
+        };
+        Ok((link.pool.clone(), here))
+    }
+}
+
+/// Where the peer finds us: the address from which we reach it, and its own port.
+async fn own_address(link: &Link) -> Result<String, Error> {
+    let failed = |e: std::io::Error| Error::Failed(format!("{}: {e}", link.there));
+    let mut found = tokio::net::lookup_host(&link.there).await.map_err(failed)?;
+    let there = found
+        .next()
+        .ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
+    let any = if there.is_ipv4() {
+        "0.0.0.0:0"
+    } else {
+        "[::]:0"
+    };
+    let socket = tokio::net::UdpSocket::bind(any).await.map_err(failed)?;
+    // Nothing is sent: the system only chooses the way.
+    socket.connect(there).await.map_err(failed)?;
+    let ip = socket.local_addr().map_err(failed)?.ip();
+    Ok(SocketAddr::new(ip, there.port()).to_string())
 }
 
 impl Carrier for Dsync {
     async fn sync(&self, job: &Job) -> Result<(), Error> {
-        let state = self.states().take(job).unwrap_or_default();
-        let words = command(job, &state);
+        let (pool, other) = self.ends(job).await?;
+        let state = self.states.lock().take(job).unwrap_or_default();
+        let words = command(job, &state, &other);
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        match self.pool.run(job.what.user(), &words, LIMIT).await {
+        match pool.run(job.what.user(), &words, LIMIT).await {
             Ok(state) => {
-                self.states().put(job, state);
+                self.states.lock().put(job, state);
                 Ok(())
             }
             // Something changed while it ran; a status without a name says so. What it carried,
@@ -118,7 +178,7 @@ fn reason(error: doveadm::Error) -> Error {
 }
 
 /// The command of a sync. An empty state asks for one to begin with.
-fn command(job: &Job, state: &str) -> Vec<String> {
+fn command(job: &Job, state: &str, other: &str) -> Vec<String> {
     let mut words: Vec<String> = vec!["sync".into(), "-T".into(), SILENCE_SECONDS.into()];
     let mut option = |letter: &str, value: &str| {
         words.push(letter.into());
@@ -137,7 +197,7 @@ fn command(job: &Job, state: &str) -> Vec<String> {
     } else {
         option("-s", state);
     }
-    words.push(format!("tcp:{}", job.peer));
+    words.push(format!("tcp:{other}"));
     words
 }
 
@@ -211,28 +271,29 @@ mod tests {
         let name = name.to_owned();
         Job {
             what: What::Mailbox(Place { mailbox, name }),
-            peer: "10.0.0.2:24245".into(),
+            peer: "beta".into(),
+            lead: true,
             force,
         }
     }
 
     #[test]
     fn a_mailbox_is_synced_by_name_from_where_the_last_sync_ended() {
-        let words = command(&job("Work/2026", false), "STATE").join(" ");
+        let words = command(&job("Work/2026", false), "STATE", "10.0.0.2:24245").join(" ");
         assert_eq!(words, "sync -T 20 -m Work/2026 -s STATE tcp:10.0.0.2:24245");
     }
 
     #[test]
     fn a_name_that_would_be_a_pattern_is_replaced_by_the_guid() {
         for name in ["a*", "a%b", "\\Sent", ""] {
-            let words = command(&job(name, false), "").join(" ");
+            let words = command(&job(name, false), "", "10.0.0.2:24245").join(" ");
             assert!(words.contains("-g abababab"), "{words}");
         }
     }
 
     #[test]
     fn a_forced_sync_begins_at_the_beginning() {
-        let words = command(&job("INBOX", true), "STATE").join(" ");
+        let words = command(&job("INBOX", true), "STATE", "10.0.0.2:24245").join(" ");
         assert_eq!(words, "sync -T 20 -m INBOX -s  -f tcp:10.0.0.2:24245");
     }
 
@@ -252,6 +313,7 @@ mod tests {
             let job = Job {
                 what: What::User(user),
                 peer: "p".into(),
+                lead: true,
                 force: false,
             };
             states.put(&job, "s".into());

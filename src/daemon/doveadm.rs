@@ -10,9 +10,9 @@
 //! one saves the start of a process.
 
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
@@ -172,7 +172,7 @@ impl Pool {
 
     /// The connection used last; those that nobody used for long are closed.
     fn kept(&self) -> Option<Connection> {
-        let mut idle = self.idle.lock().unwrap_or_else(|e| e.into_inner());
+        let mut idle = self.idle.lock();
         idle.retain(|(_, since)| since.elapsed() < IDLE_LIMIT);
         idle.pop().map(|(connection, _)| connection)
     }
@@ -215,7 +215,7 @@ impl Pool {
                 });
             }
         };
-        let mut idle = self.idle.lock().unwrap_or_else(|e| e.into_inner());
+        let mut idle = self.idle.lock();
         idle.push((connection, Instant::now()));
         drop(idle);
         match answer.status.strip_prefix('-') {

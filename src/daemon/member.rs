@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::engine::Error;
 use super::{Config, Metrics};
-use crate::cluster::Rev;
+use crate::cluster::{Node, Rev};
 use crate::etcd::{self, Lease, Mailbox, Members, Registration, Store};
 
 /// First pause before etcd is tried again, and the longest.
@@ -25,6 +25,26 @@ pub struct Session {
     pub me: Registration,
     /// Who is there.
     pub members: Members,
+}
+
+impl Session {
+    /// All other nodes that ever were registered.
+    pub fn peers(&self) -> impl Iterator<Item = Node> + '_ {
+        let others = self.members.names.keys().copied();
+        others.filter(|node| *node != self.me.node)
+    }
+
+    /// The other nodes that are alive.
+    pub fn alive(&self) -> impl Iterator<Item = Node> + '_ {
+        self.peers()
+            .filter(|node| self.members.alive.contains_key(node))
+    }
+
+    /// A node's name; empty if it is not known.
+    #[must_use]
+    pub fn name(&self, node: Node) -> String {
+        self.members.names.get(&node).cloned().unwrap_or_default()
+    }
 }
 
 /// The membership, or `None` while the node is cut off.

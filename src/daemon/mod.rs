@@ -10,9 +10,13 @@ pub mod config;
 pub mod doveadm;
 pub mod engine;
 pub mod host;
+pub mod mailbox;
 pub mod member;
 pub mod metrics;
+pub mod site;
 pub mod socket;
+mod sweep;
+mod xids;
 
 use tokio::sync::oneshot;
 
