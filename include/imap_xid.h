@@ -1329,6 +1329,37 @@ int32_t imap_xid_box_rows(struct imap_xid_box *xbox,
                           struct imap_xid_pending *out,
                           size_t room);
 
+/**
+ * Gives what the registry knows of messages with this GUID in the mailbox, at most `room` of
+ * them, in no order: there are several where a client copied a message within the mailbox. Check
+ * them against the index. Their age is not known: -1.
+ *
+ * Returns how many were stored, or an error.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox, `guid` points to `guid_len` octets, `out` to room for `room` entries.
+ */
+int32_t imap_xid_box_by_guid(struct imap_xid_box *xbox,
+                             const char *guid,
+                             size_t guid_len,
+                             struct imap_xid_pending *out,
+                             size_t room);
+
+/**
+ * The lowest UID at which a message with this GUID was expunged from the mailbox. That is
+ * remembered only in roots whose uid_source is not local, and for the last 50,000 expunged
+ * messages of a root.
+ *
+ * Returns 1 and stores the UID, 0 when nothing is known of one, or an error.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox, `guid` points to `guid_len` octets, `uid_out` to room for a UID.
+ */
+int32_t imap_xid_box_expunged(struct imap_xid_box *xbox,
+                              const char *guid,
+                              size_t guid_len,
+                              uint32_t *uid_out);
+
 #ifdef __cplusplus
 }  // extern "C"
 #endif  // __cplusplus

@@ -4,11 +4,9 @@
    one command to the next, and nothing here ends the process: wrong arguments
    are an exit code as every other failure. */
 #include "xid-doveadm.h"
-#include "guid.h"
 #include "hex-binary.h"
 #include "str.h"
 #include "unichar.h"
-#include "mail-namespace.h"
 
 #define XID_MAILBOX_USAGE "<mailbox GUID> <name> "
 
@@ -112,7 +110,7 @@ xid_doveadm_box_try(struct xid_doveadm *cmd, struct mailbox *box,
 	return ret;
 }
 
-static bool xid_doveadm_namespace_is_own(const struct mail_namespace *ns)
+bool xid_doveadm_namespace_is_own(const struct mail_namespace *ns)
 {
 	return ns->type == MAIL_NAMESPACE_TYPE_PRIVATE &&
 		ns->alias_for == NULL &&
@@ -240,6 +238,13 @@ XID_DOVEADM_CMD(release, "release",
 XID_DOVEADM_CMD(gate, "gate",
 		XID_MAILBOX_USAGE "close|open <milliseconds> <above UID>",
 		5, 5, xid_doveadm_gate)
+XID_DOVEADM_CMD(xids, "xids",
+		XID_MAILBOX_USAGE "<message GUID> [...]",
+		3, UINT_MAX, xid_doveadm_xids)
+XID_DOVEADM_CMD(settled, "settled",
+		XID_MAILBOX_USAGE "<last UID> <message GUID> [...]",
+		3, UINT_MAX, xid_doveadm_settled)
+XID_DOVEADM_CMD(pending, "pending", "", 0, 0, xid_doveadm_pending)
 
 static struct xid_doveadm_cmd *const xid_doveadm_cmds[] = {
 	&xid_doveadm_cmd_look,
@@ -247,6 +252,9 @@ static struct xid_doveadm_cmd *const xid_doveadm_cmds[] = {
 	&xid_doveadm_cmd_promise,
 	&xid_doveadm_cmd_release,
 	&xid_doveadm_cmd_gate,
+	&xid_doveadm_cmd_xids,
+	&xid_doveadm_cmd_settled,
+	&xid_doveadm_cmd_pending,
 };
 
 /*
@@ -283,7 +291,8 @@ xid_doveadm_run(struct doveadm_mail_cmd_context *ctx, struct mail_user *user)
 	cmd->max = (uint32_t)-1;
 	ret = xid_doveadm_check(cmd);
 	if (ret == 0)
-		ret = xid_doveadm_run_in_box(cmd);
+		ret = cmd->cmd->min_args == 0 ? cmd->cmd->run(cmd) :
+			xid_doveadm_run_in_box(cmd);
 	cmd->xbox = NULL;
 	if (cmd->box != NULL)
 		mailbox_free(&cmd->box);

@@ -10,6 +10,10 @@
    make its fsync cheap, few enough to keep the memory small. */
 #define XID_REGISTER_BATCH 8192
 
+/* Messages of one GUID that are looked at: a client may copy a message within
+   its mailbox, but more copies than this help nobody. */
+#define XID_GUID_ROWS 64
+
 /*
  * Keeping the registry true
  */
@@ -120,8 +124,7 @@ int xid_registry_cover(struct xid_mailbox *xbox)
 	return 0;
 }
 
-/* The registry said what is not so. Returns -1 if it cannot be mended. */
-static int xid_registry_rebuild(struct xid_mailbox *xbox)
+int xid_registry_rebuild(struct xid_mailbox *xbox)
 {
 	e_warning(xbox->xuser->user->event, "xid: %s: %s: registry differs "
 		  "from the mailbox: written anew",
@@ -221,6 +224,73 @@ int xid_mailbox_find(struct mailbox *box, const struct imap_xid *xid,
 	if (found == XID_FOUND_ERROR)
 		return xid_find_scan(xbox, xid, seq_r);
 	return found == XID_FOUND ? 1 : 0;
+}
+
+/*
+ * GUID -> messages
+ */
+
+/* 1 = there, 0 = gone, -1 = another message is there */
+static int
+xid_row_check(struct xid_mailbox *xbox, const struct imap_xid_pending *row,
+	      struct xid_found_mail *found_r)
+{
+	struct imap_xid xid;
+
+	if (!mail_index_lookup_seq(xbox->box->view, row->uid, &found_r->seq))
+		return 0;
+	found_r->uid = row->uid;
+	xid.ns = row->ns;
+	xid.ns_len = strlen(row->ns);
+	xid.number = row->number;
+	return xid_seq_has(xbox, found_r->seq, &xid) ? 1 : -1;
+}
+
+static int
+xid_find_guid_rows(struct xid_mailbox *xbox, const char *guid,
+		   ARRAY_TYPE(xid_found_mail) *found)
+{
+	struct imap_xid_pending rows[XID_GUID_ROWS];
+	struct xid_found_mail mail;
+	int32_t i, count;
+	int ret = 0;
+
+	array_clear(found);
+	count = imap_xid_box_by_guid(xbox->core, guid, strlen(guid), rows,
+				     N_ELEMENTS(rows));
+	if (count < 0) {
+		xid_mailbox_log_error(xbox, "registry cannot be used");
+		xbox->registered_uid = 0;
+		return -1;
+	}
+	for (i = 0; i < count; i++) {
+		switch (xid_row_check(xbox, &rows[i], &mail)) {
+		case 1:
+			array_push_back(found, &mail);
+			break;
+		case -1:
+			ret = 1;
+			break;
+		}
+	}
+	return ret;
+}
+
+int xid_mailbox_find_guid(struct mailbox *box, const char *guid,
+			  ARRAY_TYPE(xid_found_mail) *found_r)
+{
+	struct xid_mailbox *xbox = xid_mailbox_get(box);
+	int ret;
+
+	if (xbox == NULL || xid_registry_cover(xbox) < 0)
+		return -1;
+	ret = xid_find_guid_rows(xbox, xid_guid_registered(xbox, guid),
+				 found_r);
+	if (ret > 0 && xid_registry_rebuild(xbox) == 0) {
+		ret = xid_find_guid_rows(xbox, xid_guid_registered(xbox, guid),
+					 found_r);
+	}
+	return ret == 0 ? 0 : -1;
 }
 
 /*

@@ -6,11 +6,14 @@
 
      doveadm.c         the commands' names; which mailbox is meant
      doveadm-answer.c  the one line of JSON that every command answers with
-     doveadm-table.c   expose, promise, release, gate */
+     doveadm-table.c   expose, promise, release, gate
+     doveadm-ask.c     xids, settled, pending */
 
 #include "xid-plugin.h"
 #include "xid-index.h"
 #include "wait.h"
+#include "mail-namespace.h"
+#include "guid.h"
 #include "doveadm-host.h"
 
 struct xid_doveadm_cmd;
@@ -38,7 +41,7 @@ struct xid_doveadm {
 /* A command of ours. run returns -1 after xid_doveadm_fail(). */
 struct xid_doveadm_cmd {
 	struct doveadm_cmd_ver2 host;
-	/* arguments, with MAILBOX and NAME where there is a mailbox */
+	/* Arguments, with MAILBOX and NAME. 0 = it is about all mailboxes. */
 	unsigned int min_args, max_args;
 	int (*run)(struct xid_doveadm *cmd);
 };
@@ -52,6 +55,8 @@ int xid_doveadm_fail_box(struct xid_doveadm *cmd, struct mailbox *box,
 /* args[idx] as a UID, a UID + 1 or a count. */
 int xid_doveadm_number(struct xid_doveadm *cmd, unsigned int idx,
 		       const char *what, uint32_t *number_r);
+/* The user's own mailboxes are here, not those that others share with him. */
+bool xid_doveadm_namespace_is_own(const struct mail_namespace *ns);
 /* Bring the mailbox and its view up to date. */
 int xid_doveadm_sync(struct xid_doveadm *cmd);
 
@@ -75,6 +80,10 @@ int xid_doveadm_expose(struct xid_doveadm *cmd);
 int xid_doveadm_promise(struct xid_doveadm *cmd);
 int xid_doveadm_release(struct xid_doveadm *cmd);
 int xid_doveadm_gate(struct xid_doveadm *cmd);
+
+int xid_doveadm_xids(struct xid_doveadm *cmd);
+int xid_doveadm_settled(struct xid_doveadm *cmd);
+int xid_doveadm_pending(struct xid_doveadm *cmd);
 
 /*
  * plugin.c: as doveadm's module

@@ -73,6 +73,17 @@ void xid_mailbox_renamed(struct mailbox *box);
 
 /* find.c: make the registry know all messages of box->view. -1 = do without. */
 int xid_registry_cover(struct xid_mailbox *xbox);
+/* The registry said what is not so. Returns -1 if it cannot be mended. */
+int xid_registry_rebuild(struct xid_mailbox *xbox);
+
+struct xid_found_mail {
+	uint32_t uid, seq;
+};
+ARRAY_DEFINE_TYPE(xid_found_mail, struct xid_found_mail);
+/* find.c: the messages of box->view that have this GUID, several where a client
+   copied one within the mailbox. -1 = the registry cannot be asked (logged). */
+int xid_mailbox_find_guid(struct mailbox *box, const char *guid,
+			  ARRAY_TYPE(xid_found_mail) *found_r);
 
 /* A message's GUID as the registry has it. Allocated from the data stack. */
 const char *xid_guid_registered(struct xid_mailbox *xbox, const char *guid);

@@ -3,7 +3,9 @@
 
 #![allow(non_camel_case_types)]
 
-use super::boundary::{Failure, given, put, status};
+use libc::c_char;
+
+use super::boundary::{Failure, given, octets, put, status};
 use super::registry::imap_xid_box;
 use super::table::{imap_xid_pending, pending_for_c, text_for_c};
 use crate::registry::Exported;
@@ -52,6 +54,59 @@ pub unsafe extern "C" fn imap_xid_box_rows(
         let page = xbox.root.registry.rows(&xbox.mailbox, above, limit)?;
         // SAFETY: the caller's promise.
         unsafe { put_all(page.iter().map(row_for_c), out, room) }
+    })
+}
+
+/// Gives what the registry knows of messages with this GUID in the mailbox, at most `room` of
+/// them, in no order: there are several where a client copied a message within the mailbox. Check
+/// them against the index. Their age is not known: -1.
+///
+/// Returns how many were stored, or an error.
+///
+/// # Safety
+/// `xbox` is a mailbox, `guid` points to `guid_len` octets, `out` to room for `room` entries.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn imap_xid_box_by_guid(
+    xbox: *mut imap_xid_box,
+    guid: *const c_char,
+    guid_len: usize,
+    out: *mut imap_xid_pending,
+    room: usize,
+) -> i32 {
+    status(|| {
+        // SAFETY: the caller's promise.
+        let (xbox, guid) = unsafe { (given(xbox, "xbox")?, octets(guid, guid_len)?) };
+        let limit = u32::try_from(room).unwrap_or(u32::MAX);
+        let rows = xbox.root.registry.by_guid(&xbox.mailbox, guid, limit)?;
+        // SAFETY: the caller's promise.
+        unsafe { put_all(rows.iter().map(row_for_c), out, room) }
+    })
+}
+
+/// The lowest UID at which a message with this GUID was expunged from the mailbox. That is
+/// remembered only in roots whose uid_source is not local, and for the last 50,000 expunged
+/// messages of a root.
+///
+/// Returns 1 and stores the UID, 0 when nothing is known of one, or an error.
+///
+/// # Safety
+/// `xbox` is a mailbox, `guid` points to `guid_len` octets, `uid_out` to room for a UID.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn imap_xid_box_expunged(
+    xbox: *mut imap_xid_box,
+    guid: *const c_char,
+    guid_len: usize,
+    uid_out: *mut u32,
+) -> i32 {
+    status(|| {
+        // SAFETY: the caller's promise.
+        let (xbox, guid) = unsafe { (given(xbox, "xbox")?, octets(guid, guid_len)?) };
+        let Some(uid) = xbox.root.registry.expunged(&xbox.mailbox, guid)? else {
+            return Ok(0);
+        };
+        // SAFETY: the caller's promise.
+        unsafe { put(uid_out, uid, "uid_out") }?;
+        Ok(1)
     })
 }
 

@@ -23,7 +23,10 @@ use crate::log::{self, Level};
 const APPLICATION_ID: i32 = 0x7869_6472;
 
 /// The schema that this release makes and knows.
-const SCHEMA_VERSION: i32 = 1;
+const SCHEMA_VERSION: i32 = 2;
+
+/// What version 2 added to version 1.
+const ADDED_IN_2: [&str; 2] = ["expunged", "expunged_guid"];
 
 /// How long a statement waits for another process's transaction. Ours are cut into pieces that
 /// take a fraction of it ([`super::rows::CHUNK`]).
@@ -46,13 +49,21 @@ const STATEMENTS_KEPT: usize = 24;
 ///
 /// `messages` is keyed by what XHXID asks for: the numbers of one namespace in one mailbox, in
 /// order. `meta` has one row. `covered` is the UID up to which the registry is known to hold all
-/// messages.
-pub(super) const SCHEMA: [(&str, &str); 8] = [
+/// messages. `expunged` has what messages were at which UIDs (see `expunged.rs`).
+pub(super) const SCHEMA: [(&str, &str); 10] = [
     (
         "boxes",
         "CREATE TABLE boxes(id INTEGER PRIMARY KEY, guid BLOB NOT NULL UNIQUE, name TEXT NOT NULL, uidvalidity INTEGER NOT NULL, covered INTEGER NOT NULL)",
     ),
     ("boxes_name", "CREATE INDEX boxes_name ON boxes(name)"),
+    (
+        "expunged",
+        "CREATE TABLE expunged(id INTEGER PRIMARY KEY, box INTEGER NOT NULL, guid BLOB NOT NULL, uid INTEGER NOT NULL)",
+    ),
+    (
+        "expunged_guid",
+        "CREATE UNIQUE INDEX expunged_guid ON expunged(box, guid)",
+    ),
     (
         "messages",
         "CREATE TABLE messages(box INTEGER NOT NULL, ns INTEGER NOT NULL, number INTEGER NOT NULL, uid INTEGER NOT NULL, guid BLOB NOT NULL, PRIMARY KEY(box, ns, number)) WITHOUT ROWID",
@@ -183,18 +194,40 @@ impl Db {
                 known: SCHEMA_VERSION,
             });
         }
-        let ours = objects.len() == SCHEMA.len()
-            && objects
-                .iter()
-                .zip(SCHEMA)
-                .all(|(found, known)| (&*found.0, &*found.1) == known);
-        if version != SCHEMA_VERSION || !ours {
+        if !self.is_ours(objects, version) {
             return Err(self.broken("its tables are not those of a registry"));
+        }
+        if version < SCHEMA_VERSION {
+            self.update()?;
         }
         if self.reserved_row()?.is_none() {
             return Err(self.broken("the row with the reserved numbers is missing"));
         }
         Ok(())
+    }
+
+    /// Whether these are the objects of a registry of this version.
+    fn is_ours(&self, objects: &[(String, String)], version: i32) -> bool {
+        let known = SCHEMA
+            .iter()
+            .filter(|(name, _)| version > 1 || !ADDED_IN_2.contains(name));
+        let found = objects.iter().map(|(name, sql)| (&**name, &**sql));
+        version >= 1 && found.eq(known.copied())
+    }
+
+    /// Brings the schema of version 1 to this one.
+    fn update(&self) -> Result<(), Error> {
+        let sql = |e| Error::sql(&self.path, e);
+        self.transaction(|| {
+            for (name, statement) in SCHEMA {
+                if ADDED_IN_2.contains(&name) {
+                    self.conn.execute(statement, []).map_err(sql)?;
+                }
+            }
+            self.conn
+                .pragma_update(None, "user_version", SCHEMA_VERSION)
+                .map_err(sql)
+        })
     }
 
     /// Gives an empty file the schema, above all that the witness saw.

@@ -6,7 +6,8 @@
 //! ([`crate::table`]).
 //!
 //! Who does what: [`Registry`] is the door; `journal` is the file that commits append to; `rows`
-//! says which message has which XID; `recovery` finds XIDs by message GUID; `numbers` reserves
+//! says which message has which XID, `expunged` which messages are gone; `recovery` finds XIDs by
+//! message GUID; `numbers` reserves
 //! and `witness` remembers it; `db` is SQLite and `files` the names and locks.
 //!
 //! Nothing here decides about a message: the host's index is the authority, and every row can be
@@ -15,6 +16,7 @@
 
 mod db;
 mod error;
+mod expunged;
 mod files;
 pub mod journal;
 mod numbers;
@@ -429,6 +431,29 @@ impl Registry {
         self.ask_about(mailbox, |db| {
             self.ingest(db)?;
             rows::export(db, &mailbox.guid, above, limit)
+        })
+    }
+
+    /// Up to `limit` rows of a mailbox whose messages have this GUID. To be checked against the
+    /// index.
+    pub fn by_guid(
+        &self,
+        mailbox: &Mailbox,
+        guid: &[u8],
+        limit: u32,
+    ) -> Result<Vec<Exported>, Error> {
+        self.ask_about(mailbox, |db| {
+            self.ingest(db)?;
+            rows::by_guid(db, &mailbox.guid, guid, limit)
+        })
+    }
+
+    /// The lowest UID at which a message with this GUID was expunged here, as far as that is
+    /// remembered: in mail roots with watermarks, and not for ever.
+    pub fn expunged(&self, mailbox: &Mailbox, guid: &[u8]) -> Result<Option<u32>, Error> {
+        self.ask_about(mailbox, |db| {
+            self.ingest(db)?;
+            expunged::find(db, &mailbox.guid, guid)
         })
     }
 

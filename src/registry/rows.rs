@@ -11,6 +11,7 @@ use rusqlite::ffi::ErrorCode;
 
 use super::db::{Db, signed};
 use super::error::Error;
+use super::expunged;
 use super::journal::{BoxGuid, GUID_MAX, Record};
 use super::{BoxInfo, Entry, Exported, Mailbox};
 use crate::xid::{State, Xid};
@@ -37,6 +38,10 @@ pub(super) const NEWS: &str = "SELECT uid FROM messages WHERE box = ?1 AND ns = 
 pub(super) const RANGE: &str = "SELECT m.uid, n.name, m.number, m.guid FROM messages m \
     LEFT JOIN namespaces n ON n.id = m.ns \
     WHERE m.box = ?1 AND m.uid >= ?2 AND m.uid <= ?3 ORDER BY m.uid LIMIT ?4";
+
+pub(super) const BY_GUID: &str = "SELECT m.uid, n.name, m.number, m.guid FROM boxes b, messages m \
+    LEFT JOIN namespaces n ON n.id = m.ns \
+    WHERE b.guid = ?1 AND m.box = b.id AND m.guid = ?2 LIMIT ?3";
 
 /// A mailbox as the registry knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +73,8 @@ pub(super) struct Writer<'a> {
     db: &'a Db,
     boxes: HashMap<BoxGuid, Known>,
     namespaces: HashMap<Box<str>, i64>,
+    /// Expunged messages were remembered.
+    remembered: bool,
 }
 
 struct Known {
@@ -82,6 +89,7 @@ impl<'a> Writer<'a> {
             db,
             boxes: HashMap::new(),
             namespaces: HashMap::new(),
+            remembered: false,
         }
     }
 
@@ -99,6 +107,7 @@ impl<'a> Writer<'a> {
             }
             Record::Forget { mailbox, uid } => {
                 let id = self.mailbox(&mailbox)?.row.id;
+                self.remembered |= expunged::remember(self.db, id, &mailbox, uid)?;
                 self.delete(id, uid)?;
                 self.seen(&mailbox, uid)
             }
@@ -119,6 +128,9 @@ impl<'a> Writer<'a> {
                 (known.row.id, known.row.covered),
             )?;
             known.moved = false;
+        }
+        if std::mem::take(&mut self.remembered) {
+            expunged::forget_old(self.db)?;
         }
         Ok(())
     }
@@ -159,6 +171,7 @@ impl<'a> Writer<'a> {
         if known.row.uidvalidity != 0 {
             known.row.covered = 0;
             known.moved = true;
+            expunged::forget_box(db, known.row.id)?;
         }
         known.row.uidvalidity = uidvalidity;
         db.run(
@@ -193,6 +206,9 @@ impl<'a> Writer<'a> {
     /// ([`purge`]), since a transaction that removes a million of them would hold up others.
     fn drop_box(&mut self, guid: &BoxGuid) -> Result<(), Error> {
         self.boxes.remove(guid);
+        if let Some(row) = find_box(self.db, guid)? {
+            expunged::forget_box(self.db, row.id)?;
+        }
         self.db.run(
             "UPDATE boxes SET guid = CAST(printf('gone%020d', id) AS BLOB), name = '' \
              WHERE guid = ?1",
@@ -520,6 +536,24 @@ pub(super) fn export(
     };
     let from = i64::from(after) + 1;
     db.all(RANGE, (row.id, from, u32::MAX, limit), |row| {
+        let number: i64 = row.get(2)?;
+        Ok(Exported {
+            uid: row.get(0)?,
+            namespace: row.get::<_, Option<String>>(1)?.unwrap_or_default(),
+            number: number.unsigned_abs(),
+            guid: row.get(3)?,
+        })
+    })
+}
+
+/// Up to `limit` rows of a mailbox that have this message GUID, by XID.
+pub(super) fn by_guid(
+    db: &Db,
+    mailbox: &BoxGuid,
+    guid: &[u8],
+    limit: u32,
+) -> Result<Vec<Exported>, Error> {
+    db.all(BY_GUID, (mailbox.as_slice(), guid, limit), |row| {
         let number: i64 = row.get(2)?;
         Ok(Exported {
             uid: row.get(0)?,

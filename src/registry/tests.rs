@@ -422,15 +422,15 @@ fn a_newer_schema_is_refused_and_left_alone() {
     home.restart();
     sqlite(
         &home.file("xid.registry"),
-        "PRAGMA user_version = 2; ALTER TABLE meta ADD more",
+        "PRAGMA user_version = 3; ALTER TABLE meta ADD more",
     );
     let error = home.registry.reserve(1, 1).unwrap_err();
     assert!(
         matches!(
             error,
             Error::Newer {
-                found: 2,
-                known: 1,
+                found: 3,
+                known: 2,
                 ..
             }
         ),
@@ -1235,4 +1235,72 @@ fn watermarks_are_forgotten_when_uids_are_stable_at_once() {
     home.registry.forget_watermarks().unwrap();
     assert!(!home.registry.has_watermarks());
     assert_eq!(home.registry.begin_watermark(&INBOX, 5, 30).unwrap(), 30);
+}
+
+#[test]
+fn expunged_messages_are_remembered_where_there_are_watermarks() {
+    let home = Home::new();
+    let (inbox, registry) = (inbox(), &home.registry);
+    registry.note(&inbox, &[entry(1, "foo-1", "a")]).unwrap();
+    registry.forget(&inbox, &[1]).unwrap();
+    assert_eq!(registry.expunged(&inbox, b"a").unwrap(), None);
+
+    registry.begin_watermark(&INBOX, 1000, 0).unwrap();
+    let entries = [entry(2, "foo-2", "b"), entry(3, "foo-3", "c")];
+    registry.note(&inbox, &entries).unwrap();
+    // "c" moves to UID 4; "b" goes.
+    registry.note(&inbox, &[entry(4, "foo-3", "c")]).unwrap();
+    registry.forget(&inbox, &[2, 3]).unwrap();
+    assert_eq!(registry.expunged(&inbox, b"b").unwrap(), Some(2));
+    assert_eq!(registry.expunged(&inbox, b"c").unwrap(), None);
+    assert_eq!(registry.by_guid(&inbox, b"c", 9).unwrap()[0].uid, 4);
+    assert!(registry.by_guid(&inbox, b"b", 9).unwrap().is_empty());
+
+    // Under another UIDVALIDITY the UIDs mean nothing.
+    let anew = Mailbox::new(INBOX, "INBOX", 1001);
+    registry.registered(&anew, 1).unwrap();
+    assert_eq!(registry.expunged(&anew, b"b").unwrap(), None);
+}
+
+#[test]
+fn only_the_last_expunged_messages_are_remembered() {
+    let home = Home::new();
+    let (inbox, registry) = (inbox(), &home.registry);
+    registry.begin_watermark(&INBOX, 1000, 0).unwrap();
+    let count = u32::try_from(expunged::REMEMBERED).unwrap() + 10;
+    let xids: Vec<String> = (1..=count).map(|n| format!("foo-{n}")).collect();
+    let entries: Vec<_> = (1..=count)
+        .zip(&xids)
+        .map(|(uid, xid)| entry(uid, xid, xid))
+        .collect();
+    registry.note(&inbox, &entries).unwrap();
+    let uids: Vec<u32> = (1..=count).collect();
+    registry.forget(&inbox, &uids).unwrap();
+    assert_eq!(registry.expunged(&inbox, b"foo-10").unwrap(), None);
+    assert_eq!(registry.expunged(&inbox, b"foo-11").unwrap(), Some(11));
+    let last = format!("foo-{count}");
+    assert_eq!(
+        registry.expunged(&inbox, last.as_bytes()).unwrap(),
+        Some(count)
+    );
+}
+
+#[test]
+fn a_registry_of_the_first_schema_is_brought_up_to_date() {
+    let mut home = Home::new();
+    let inbox = inbox();
+    home.registry
+        .note(&inbox, &[entry(1, "foo-1", "a")])
+        .unwrap();
+    home.registry.registered(&inbox, 2).unwrap();
+    home.restart();
+    sqlite(
+        &home.file("xid.registry"),
+        "DROP TABLE expunged; PRAGMA user_version = 1",
+    );
+    assert_eq!(rows(&home.registry, &INBOX), [row(1, "foo-1", "a")]);
+    home.registry.begin_watermark(&INBOX, 1000, 0).unwrap();
+    home.registry.forget(&inbox, &[1]).unwrap();
+    assert_eq!(home.registry.expunged(&inbox, b"a").unwrap(), Some(1));
+    assert!(home.aside().is_empty());
 }

@@ -4,6 +4,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod ask;
 mod client;
 mod look;
 mod marks;
