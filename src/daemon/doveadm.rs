@@ -195,7 +195,7 @@ impl Pool {
         args: &[&str],
         limit: Duration,
     ) -> Result<String, Error> {
-        let command = || args.iter().take(2).copied().collect::<Vec<_>>().join(" ");
+        let command = || args.first().copied().unwrap_or_default().to_owned();
         let target = || self.target.to_string();
         let line = command_line(user, args);
         let answer = match tokio::time::timeout(limit, connection.exchange(&line)).await {

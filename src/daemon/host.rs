@@ -119,6 +119,11 @@ pub enum Op {
         /// Its GUID.
         guid: Text,
     },
+    /// Give these messages other XIDs, all or none, durably.
+    Adopt {
+        /// UIDs and their XIDs.
+        xids: Vec<(Uid, Text)>,
+    },
     /// Remove this from the stage.
     DropStaged {
         /// Its GUID.
@@ -201,8 +206,8 @@ impl Dovecot {
         args: &[String],
         limit: Duration,
     ) -> Result<String, Error> {
-        let guid = place.guid();
-        let mut words = vec!["xid", command, guid.as_str(), place.name.as_str()];
+        let (guid, command) = (place.guid(), format!("xid {command}"));
+        let mut words = vec![command.as_str(), guid.as_str(), place.name.as_str()];
         words.extend(args.iter().map(String::as_str));
         Ok(self.pool.run(&place.mailbox.user, &words, limit).await?)
     }
@@ -236,7 +241,7 @@ impl Host for Dovecot {
         struct Answer {
             boxes: Vec<Unshown>,
         }
-        let answer = self.pool.run(user, &["xid", "pending"], LONG).await?;
+        let answer = self.pool.run(user, &["xid pending"], LONG).await?;
         let boxes = parse::<Answer>("pending", &answer)?.boxes.into_iter();
         boxes.map(|found| found.of(user)).collect()
     }
@@ -280,6 +285,11 @@ fn words(op: &Op) -> (&'static str, Vec<String>, Duration) {
         Op::Drop { uids } => ("drop", vec![uid_set(uids)], LONG),
         Op::Stage { uids } => ("stage", vec![uid_set(uids)], LONG),
         Op::Unstage { guid } => ("unstage", vec![guid.clone()], SHORT),
+        Op::Adopt { xids } => {
+            let named = xids.iter().map(|(uid, xid)| format!("{uid}:{xid}"));
+            let all = named.collect::<Vec<_>>().join(",");
+            ("adopt", vec![all], LONG)
+        }
         Op::DropStaged { guid } => ("dropstaged", vec![guid.clone()], SHORT),
     }
 }

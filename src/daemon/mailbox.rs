@@ -681,6 +681,7 @@ impl<S: Site> Task<S> {
             },
             Step::Raise { above } => Op::Raise { above },
             Step::DropLow { uids } | Step::DropMain { uids } => Op::Drop { uids },
+            Step::Adopt { xids } => Op::Adopt { xids },
             Step::Stage { uids } => Op::Stage { uids },
             Step::Unstage { guid } => Op::Unstage { guid },
             Step::DropStaged { guid } => Op::DropStaged { guid },
