@@ -1004,6 +1004,15 @@ uint32_t imap_xid_box_promised(const struct imap_xid_box *xbox);
 int32_t imap_xid_box_promise(struct imap_xid_box *xbox, uint32_t uid);
 
 /**
+ * The highest UID that the table knows to be given in the mailbox; 0 when it was not attached.
+ * A load.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox.
+ */
+uint32_t imap_xid_box_last_uid(const struct imap_xid_box *xbox);
+
+/**
  * The highest UID that a new message may get here. 0: not known since the boot, so nothing holds
  * new messages back. Loads only.
  *

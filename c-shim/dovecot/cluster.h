@@ -71,6 +71,27 @@ int xid_daemon_xids(struct xid_mailbox *xbox,
 void xid_events_deinit(void);
 
 /*
+ * interlock.c
+ */
+
+/* Before messages are saved or moved: whether this may be. Waits where new
+   messages must wait for room. -1 = not (the storage error is set, logged where
+   it should never happen). Pair 0 with xid_interlock_end() after the commit. */
+int xid_interlock_begin(struct mailbox_transaction_context *t);
+void xid_interlock_end(struct mailbox *box);
+/* The same once more while the storage holds the mailbox's lock: what is
+   promised may have changed. -1 = the storage error is set. */
+int xid_interlock_recheck(struct mailbox_transaction_context *t);
+
+/*
+ * import.c
+ */
+
+/* Before the transaction is committed: find the XIDs of the messages that come
+   from other nodes. -1 = they are not known now (the storage error is set). */
+int xid_import_prepare(struct mailbox_transaction_context *t);
+
+/*
  * tree.c
  */
 

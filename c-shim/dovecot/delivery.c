@@ -219,6 +219,17 @@ xid_delivery_refuse(struct mailbox_transaction_context *t, const char *why)
 	return -1;
 }
 
+/* The rollback must not hide why. */
+static void xid_commit_refuse(struct mailbox_transaction_context *t)
+{
+	struct mailbox *box = t->box;
+	struct xid_mailbox *xbox = xid_mailbox_context(box);
+
+	mail_storage_last_error_push(box->storage);
+	xbox->module_ctx.super.transaction_rollback(t);
+	mail_storage_last_error_pop(box->storage);
+}
+
 static uint32_t
 xid_saved_last_uid(const struct mail_transaction_commit_changes *changes)
 {
@@ -323,10 +334,15 @@ xid_wait_transaction_commit(struct mailbox_transaction_context *t,
 		if (refusal != NULL)
 			return xid_delivery_refuse(t, refusal);
 		xid_gate_wait(wbox);
+		if (xid_import_prepare(t) < 0 || xid_interlock_begin(t) < 0) {
+			xid_commit_refuse(t);
+			return -1;
+		}
 	}
 	xid_wait_inside++;
 	ret = xbox->module_ctx.super.transaction_commit(t, changes_r);
 	xid_wait_inside--;
+	xid_interlock_end(box);
 	if (ret == 0)
 		xid_commit_told(wbox, save_count, changes_r);
 	last_uid = ret < 0 || save_count == 0 ? 0 :

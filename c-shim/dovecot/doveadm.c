@@ -276,6 +276,7 @@ static int xid_doveadm_check(struct xid_doveadm *cmd)
 			"plug-in xid is off for this user: see that it is "
 			"among his mail_plugins, also for doveadm");
 	}
+	cmd->xuser->acts_for_cluster = TRUE;
 	return 0;
 }
 

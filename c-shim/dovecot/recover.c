@@ -2,8 +2,11 @@
    plug-in, that another program put into the maildir, or whose index was
    rebuilt. What the registry knows by the message's GUID is given back; the
    others get new numbers. All of it in one index transaction, under the
-   index's lock, so that two processes never both do it. */
+   index's lock, so that two processes never both do it. In a cluster another
+   node may have given a message its XID already: the daemon is asked. */
 #include "xid-index.h"
+#include "cluster.h"
+#include "bsearch-insert-pos.h"
 #include "ioloop.h"
 #include "mail-index-private.h"
 #include "mail-index-view-private.h"
@@ -11,6 +14,10 @@
 /* Messages per write to the journal: many enough to be quick, few enough to
    keep the memory small. */
 #define XID_NOTE_BATCH 1024
+
+/* Where other nodes could not be asked they are asked again after this time:
+   a mailbox is synced by every other command. */
+#define XID_ASK_AGAIN_SECS 2
 
 #define XID_LOCK_REASON "xid: giving XIDs to messages that have none"
 
@@ -21,6 +28,8 @@ struct xid_lost_mail {
 	uint32_t seq;
 	/* NULL = not read, since the registry knows nothing to find by it */
 	const char *guid;
+	/* What the cluster daemon says of the GUID; NULL = it was not asked */
+	const char *answer;
 	/* number 0 = it needs a new one */
 	struct xid_record rec;
 };
@@ -230,6 +239,63 @@ static int xid_recover_known(struct xid_recover *r)
 	return 0;
 }
 
+/* Of XIDs that were given here, none is given twice. */
+static void xid_recover_add_present(struct xid_recover *r)
+{
+	const struct xid_lost_mail *lost;
+
+	if (!array_is_created(&r->present))
+		xid_recover_read_present(r);
+	array_foreach(&r->mails, lost) {
+		if (lost->rec.number != 0)
+			array_push_back(&r->present, &lost->rec);
+	}
+	array_sort(&r->present, xid_record_cmp);
+}
+
+static void
+xid_recover_take_answer(struct xid_recover *r, struct xid_lost_mail *lost)
+{
+	const char *const *xids = t_strsplit(lost->answer, ",");
+	struct xid_header_entry *ns;
+	struct imap_xid xid;
+	unsigned int idx;
+
+	for (; *xids != NULL; xids++) {
+		if (imap_xid_parse(*xids, strlen(*xids), &xid) < 0)
+			continue;
+		lost->rec.number = xid.number;
+		lost->rec.ns = xid_recover_namespace(r, xid.ns, xid.ns_len);
+		if (!array_bsearch_insert_pos(&r->present, &lost->rec,
+					      xid_record_cmp, &idx)) {
+			array_insert(&r->present, idx, &lost->rec, 1);
+			ns = array_idx_modifiable(&r->entries, lost->rec.ns);
+			ns->high = I_MAX(ns->high, xid.number);
+			return;
+		}
+		i_zero(&lost->rec);
+	}
+}
+
+/* What other nodes know. */
+static void xid_recover_answered(struct xid_recover *r)
+{
+	struct xid_lost_mail *lost;
+	bool added = FALSE;
+
+	array_foreach_modifiable(&r->mails, lost) {
+		if (lost->seq == 0 || lost->rec.number != 0 ||
+		    lost->answer == NULL)
+			continue;
+		if (!added)
+			xid_recover_add_present(r);
+		added = TRUE;
+		T_BEGIN {
+			xid_recover_take_answer(r, lost);
+		} T_END;
+	}
+}
+
 static int xid_recover_new_numbers(struct xid_recover *r)
 {
 	const char *ns = r->xbox->xuser->set.namespace;
@@ -351,6 +417,7 @@ static int xid_recover_fill(struct xid_recover *r)
 	xid_recover_locate(r);
 	if (r->registry != NULL && xid_recover_known(r) < 0)
 		return -1;
+	xid_recover_answered(r);
 	if (xid_recover_new_numbers(r) < 0)
 		return -1;
 	xid_recover_find_covered(r);
@@ -424,6 +491,98 @@ static int xid_recover_ask_registry(struct xid_recover *r)
 	return ret;
 }
 
+/* The messages that the registry cannot know. What is taken is put back by the
+   caller, who begins anew. */
+static int
+xid_recover_find_unknown(struct xid_recover *r, ARRAY_TYPE(const_string) *guids,
+			 ARRAY_TYPE(uint32_t) *indexes)
+{
+	const struct xid_lost_mail *lost;
+	struct imap_xid xid;
+	uint32_t i;
+	int ret;
+
+	for (i = 0; i < array_count(&r->mails); i++) {
+		lost = array_idx(&r->mails, i);
+		if (lost->guid == NULL || *lost->guid == '\0')
+			continue;
+		ret = r->registry == NULL ? 0 :
+			xid_recover_take(r, lost, FALSE, &xid);
+		if (ret < 0)
+			return -1;
+		if (ret == 0) {
+			array_push_back(guids, &lost->guid);
+			array_push_back(indexes, &i);
+		}
+	}
+	return 0;
+}
+
+static int
+xid_recover_ask_of(struct xid_recover *r, const ARRAY_TYPE(const_string) *guids,
+		   const ARRAY_TYPE(uint32_t) *indexes)
+{
+	ARRAY_TYPE(const_string) answers;
+	struct xid_lost_mail *lost;
+	const char *error, *answer;
+	const uint32_t *idx;
+	unsigned int i;
+
+	t_array_init(&answers, array_count(guids));
+	if (xid_daemon_xids(r->xbox, guids, &answers, &error) < 0) {
+		r->xbox->unanswered_at = ioloop_time;
+		e_warning(r->xbox->xuser->user->event, "xid: %s: %s: %u "
+			"messages have no XIDs yet (%s)",
+			r->xbox->xuser->user->username,
+			mailbox_get_vname(r->xbox->box), array_count(guids),
+			error);
+		return -1;
+	}
+	for (i = 0; i < array_count(guids); i++) {
+		idx = array_idx(indexes, i);
+		lost = array_idx_modifiable(&r->mails, *idx);
+		answer = array_idx_elem(&answers, i);
+		lost->answer = strcmp(answer, "-") == 0 ? NULL :
+			p_strdup(r->pool, answer);
+	}
+	return 0;
+}
+
+/* A replica of a message that has no XID here may have one elsewhere, which
+   never changes. -1 = that cannot be known now: no new XIDs. */
+static int xid_recover_ask_daemon(struct xid_recover *r)
+{
+	ARRAY_TYPE(const_string) guids;
+	ARRAY_TYPE(uint32_t) indexes;
+	int ret;
+
+	if (!xid_user_is_clustered(r->xbox->xuser) ||
+	    array_count(&r->mails) == 0)
+		return 0;
+	t_array_init(&guids, 64);
+	t_array_init(&indexes, 64);
+	ret = xid_recover_find_unknown(r, &guids, &indexes);
+	if (r->registry != NULL) {
+		imap_xid_recovery_free(r->registry);
+		r->registry = NULL;
+		if (ret == 0 && imap_xid_recovery_begin(r->xbox->core,
+							&r->registry) < 0)
+			ret = -1;
+	}
+	if (ret < 0) {
+		xid_mailbox_log_error(r->xbox, "messages have no XIDs yet");
+		return -1;
+	}
+	if (array_count(&guids) == 0)
+		return 0;
+	/* Another node's daemon is asking us: asking it back has no end. */
+	if (r->xbox->xuser->acts_for_cluster ||
+	    (r->xbox->unanswered_at != 0 &&
+	     ioloop_time - r->xbox->unanswered_at < XID_ASK_AGAIN_SECS))
+		return -1;
+	return xid_recover_ask_of(r, &guids, &indexes);
+}
+
 static int xid_recover_run(struct xid_mailbox *xbox, uint32_t first_uid)
 {
 	struct xid_recover r;
@@ -436,6 +595,9 @@ static int xid_recover_run(struct xid_mailbox *xbox, uint32_t first_uid)
 	p_array_init(&r.mails, r.pool, 16);
 	xid_recover_find_lost(&r);
 	ret = known = xid_recover_ask_registry(&r);
+	if (ret >= 0) T_BEGIN {
+		ret = xid_recover_ask_daemon(&r);
+	} T_END;
 	if (ret >= 0)
 		ret = xid_recover_locked(&r);
 	imap_xid_recovery_free(r.registry);

@@ -1,5 +1,6 @@
 /* Every message that is saved gets its XID in its own index transaction. */
 #include "xid-index.h"
+#include "cluster.h"
 #include "guid.h"
 #include "mail-index-private.h"
 #include "mail-index-transaction-private.h"
@@ -13,20 +14,10 @@
 /* UIDs that are looked up one by one in a maildir's uidlist, at most. */
 #define XID_UID_GAP_MAX 1000
 
-/* What is known of a message that is being saved. */
-struct xid_saved_mail {
-	/* its sequence in the index transaction */
-	uint32_t seq;
-	/* NULL = not known here */
-	const char *guid;
-	/* The XID that it keeps; number 0 = it gets a new one. */
-	struct imap_xid keep;
-};
-
 struct xid_transaction {
 	union mailbox_transaction_module_context module_ctx;
 	pool_t pool;
-	/* by seq; only where the storage does not tell at commit */
+	/* by seq; only what the storage does not tell at commit */
 	ARRAY(struct xid_saved_mail) mails;
 };
 
@@ -49,7 +40,7 @@ static bool xid_storage_is_dbox(const struct mailbox *box)
 		strcmp(name, "dbox") == 0;
 }
 
-static bool xid_storage_is_maildir(const struct mailbox *box)
+bool xid_storage_is_maildir(const struct mailbox *box)
 {
 	return strcmp(box->storage->name, MAILDIR_STORAGE_NAME) == 0;
 }
@@ -119,6 +110,31 @@ xid_saved_mail_last(struct mailbox_transaction_context *t, const char *guid)
 	return mail;
 }
 
+unsigned int xid_saved_mails(struct mailbox_transaction_context *t,
+			     struct xid_saved_mail **mails_r)
+{
+	struct xid_transaction *xt = XID_TRANSACTION_CONTEXT(t);
+	unsigned int count;
+
+	/* the last save may have failed */
+	xid_saved_mail_begin(t);
+	*mails_r = NULL;
+	if (xt == NULL || array_count(&xt->mails) == 0)
+		return 0;
+	*mails_r = array_get_modifiable(&xt->mails, &count);
+	return count;
+}
+
+void xid_saved_mail_set_xid(struct mailbox_transaction_context *t,
+			    struct xid_saved_mail *mail,
+			    const struct imap_xid *xid)
+{
+	struct xid_transaction *xt = XID_TRANSACTION_CONTEXT(t);
+
+	mail->keep = *xid;
+	mail->keep.ns = p_strndup(xt->pool, xid->ns, xid->ns_len);
+}
+
 static int xid_saved_mail_seq_cmp(const uint32_t *seq,
 				  const struct xid_saved_mail *mail)
 {
@@ -142,11 +158,33 @@ xid_transaction_begin(struct mailbox *box,
 	return xbox->module_ctx.super.transaction_begin(box, flags, reason);
 }
 
+/* Replication saves where somebody says which UIDs are stable. */
+static bool xid_save_is_replication(const struct xid_mailbox *xbox)
+{
+	return xbox->xuser->user->dsyncing &&
+		xbox->xuser->set.uid_source != XID_UID_SOURCE_LOCAL;
+}
+
+/* What replication wants of the message that was put last into t. */
+static void
+xid_saved_mail_replicated(struct mailbox_transaction_context *t,
+			  const char *guid, uint32_t wanted_uid)
+{
+	struct xid_mailbox *xbox = xid_mailbox_context(t->box);
+	struct xid_saved_mail *mail = xid_saved_mail_last(t, guid);
+
+	mail->wanted_uid = wanted_uid;
+	mail->imported = guid != NULL &&
+		xbox->xuser->set.uid_source == XID_UID_SOURCE_CLUSTER;
+}
+
 static int xid_save_begin(struct mail_save_context *ctx, struct istream *input)
 {
 	struct mailbox *box = ctx->transaction->box;
 	struct xid_mailbox *xbox = xid_mailbox_context(box);
 	bool dbox = !xbox->disabled && xid_storage_is_dbox(box);
+	bool replication = !xbox->disabled && xid_save_is_replication(xbox);
+	bool has_guid = ctx->data.guid != NULL;
 	guid_128_t guid;
 
 	xid_saved_mail_begin(ctx->transaction);
@@ -157,6 +195,10 @@ static int xid_save_begin(struct mail_save_context *ctx, struct istream *input)
 	}
 	if (xbox->module_ctx.super.save_begin(ctx, input) < 0)
 		return -1;
+	if (replication) {
+		xid_saved_mail_replicated(ctx->transaction, has_guid ?
+					  ctx->data.guid : NULL, ctx->data.uid);
+	}
 	if (dbox)
 		xid_saved_mail_last(ctx->transaction, ctx->data.guid);
 	return 0;
@@ -177,15 +219,12 @@ xid_saved_mail_keep(struct mailbox_transaction_context *t,
 		    struct xid_mailbox *xbox, struct mail *mail,
 		    struct xid_saved_mail *saved)
 {
-	struct xid_transaction *xt = XID_TRANSACTION_CONTEXT(t);
+	struct imap_xid xid;
 
-	if (!xid_mail_get(xbox, mail->transaction->view, mail->seq,
-			  &saved->keep)) {
-		i_zero(&saved->keep);
-		return;
-	}
-	saved->keep.ns = p_strndup(xt->pool, saved->keep.ns,
-				   saved->keep.ns_len);
+	saved->imported = FALSE;
+	saved->moved_uid = mail->uid;
+	if (xid_mail_get(xbox, mail->transaction->view, mail->seq, &xid))
+		xid_saved_mail_set_xid(t, saved, &xid);
 }
 
 static int xid_copy(struct mail_save_context *ctx, struct mail *mail)
@@ -193,6 +232,9 @@ static int xid_copy(struct mail_save_context *ctx, struct mail *mail)
 	struct mailbox_transaction_context *t = ctx->transaction;
 	struct xid_mailbox *xbox = xid_mailbox_context(t->box);
 	bool renumbering = xid_copy_is_renumbering(ctx, mail);
+	/* the context is freed by the copy */
+	uint32_t wanted_uid = ctx->data.uid;
+	const char *wanted_guid = t_strdup(ctx->data.guid);
 	struct xid_saved_mail *saved;
 	const char *guid;
 
@@ -201,6 +243,8 @@ static int xid_copy(struct mail_save_context *ctx, struct mail *mail)
 		return -1;
 	if (xbox->disabled)
 		return 0;
+	if (xid_save_is_replication(xbox))
+		xid_saved_mail_replicated(t, wanted_guid, wanted_uid);
 	if (xid_storage_is_dbox(t->box)) {
 		saved = xid_saved_mail_last(t, NULL);
 		/* If it was not saved anew it has its source's GUID. */
@@ -349,21 +393,80 @@ xid_appends_allowed(struct xid_mailbox *xbox,
 		xid_all_have_xids_before(xbox, info->covered_uid, first->uid);
 }
 
-/* The record of the XID that the message keeps, if it keeps one. */
+/* The numbers that the transaction writes. */
+struct xid_numbers {
+	/* by namespace: the highest in the mailbox, then with the new ones */
+	uint64_t *high;
+	/* of this node's namespace */
+	uint32_t own;
+	uint64_t next;
+	/* how many messages need a new one */
+	unsigned int wanted;
+};
+
+/* See which XIDs messages keep. FALSE = one of them is of a namespace that the
+   header does not have: the index was rebuilt just now, and whoever syncs the
+   mailbox next finds that XID again. */
 static bool
-xid_append_kept(const struct xid_header_info *info,
-		const struct xid_saved_mail *saved, struct xid_record *rec_r)
+xid_numbers_init(struct mailbox_transaction_context *t,
+		 const struct xid_header_info *info,
+		 const ARRAY_TYPE(xid_append) *appends,
+		 struct xid_numbers *numbers)
 {
+	const struct xid_saved_mail *saved;
+	const struct xid_append *append;
 	uint32_t idx;
 
-	if (saved == NULL || saved->keep.number == 0)
-		return FALSE;
-	idx = xid_header_find(info, saved->keep.ns, saved->keep.ns_len);
-	if (idx == XID_NO_NAMESPACE)
-		return FALSE;
-	rec_r->number = saved->keep.number;
-	rec_r->ns = idx;
+	numbers->high = t_new(uint64_t, info->count);
+	for (idx = 0; idx < info->count; idx++)
+		numbers->high[idx] = info->entries[idx].high;
+	array_foreach(appends, append) {
+		saved = xid_saved_mail_find(t, append->seq);
+		if (saved == NULL || saved->keep.number == 0) {
+			numbers->wanted++;
+			continue;
+		}
+		idx = xid_header_find(info, saved->keep.ns,
+				      saved->keep.ns_len);
+		if (idx == XID_NO_NAMESPACE)
+			return FALSE;
+		numbers->high[idx] = I_MAX(numbers->high[idx],
+					   saved->keep.number);
+	}
 	return TRUE;
+}
+
+/* New numbers are above all that the mailbox has of ours, also those that come
+   back from another node in this transaction. */
+static int
+xid_numbers_take(imap_xid_root *root, struct xid_numbers *numbers)
+{
+	uint64_t above = numbers->high[numbers->own];
+
+	if (numbers->wanted == 0)
+		return 0;
+	if (imap_xid_numbers_take(root, above, numbers->wanted,
+				  &numbers->next) < 0)
+		return -1;
+	numbers->high[numbers->own] = numbers->next + numbers->wanted - 1;
+	return 0;
+}
+
+/* The message's XID: the one that it keeps, else the next number. */
+static void
+xid_append_record(const struct xid_header_info *info,
+		  const struct xid_saved_mail *saved,
+		  struct xid_numbers *numbers, struct xid_record *rec_r)
+{
+	i_zero(rec_r);
+	if (saved != NULL && saved->keep.number != 0) {
+		rec_r->number = saved->keep.number;
+		rec_r->ns = xid_header_find(info, saved->keep.ns,
+					    saved->keep.ns_len);
+	} else {
+		rec_r->number = numbers->next++;
+		rec_r->ns = numbers->own;
+	}
 }
 
 /* The XID was in this mailbox before: until the message that had it goes, two
@@ -378,19 +481,20 @@ xid_append_moved(struct xid_mailbox *xbox, struct mail_index_transaction *trans,
 		xid_header_update_moved(xbox, trans, append->uid);
 }
 
-/* Put one XID, rec or the one that the message keeps, into the transaction and
-   say so in the entry. */
+/* Put one XID into the transaction and say so in the entry. */
 static void
 xid_append_write(struct xid_mailbox *xbox,
 		 struct mailbox_transaction_context *t,
 		 const struct xid_header_info *info,
-		 const struct xid_append *append, struct xid_record rec,
+		 const struct xid_append *append, struct xid_numbers *numbers,
 		 struct imap_xid_entry *entry)
 {
 	const struct xid_saved_mail *saved = xid_saved_mail_find(t, append->seq);
 	const struct xid_header_entry *ns;
+	struct xid_record rec;
 
-	if (xid_append_kept(info, saved, &rec))
+	xid_append_record(info, saved, numbers, &rec);
+	if (saved != NULL && saved->keep.number != 0)
 		xid_append_moved(xbox, t->itrans, info, append, &rec);
 	mail_index_update_ext(t->itrans, append->seq, xbox->ext_id, &rec, NULL);
 
@@ -403,6 +507,22 @@ xid_append_write(struct xid_mailbox *xbox,
 	entry->guid_len = strlen(entry->guid);
 }
 
+static void
+xid_highs_write(struct xid_mailbox *xbox, struct mail_index_transaction *trans,
+		const struct xid_header_info *info,
+		const struct xid_numbers *numbers, uint32_t covered_uid)
+{
+	uint32_t idx;
+
+	for (idx = 0; idx < info->count; idx++) {
+		if (idx == numbers->own ||
+		    numbers->high[idx] > info->entries[idx].high) {
+			xid_header_update(xbox, trans, idx, numbers->high[idx],
+					  covered_uid);
+		}
+	}
+}
+
 /* Put the XIDs into the transaction. The mailbox's append lock is held, so
    that the numbers ascend as the UIDs do. */
 static void
@@ -413,16 +533,16 @@ xid_appends_write(struct xid_mailbox *xbox,
 	ARRAY_TYPE(imap_xid_entry) entries;
 	const struct xid_append *append;
 	struct xid_header_info info;
-	struct xid_record rec;
+	struct xid_numbers numbers;
 	imap_xid_root *root;
 
-	i_zero(&rec);
+	i_zero(&numbers);
 	xid_header_read(xbox, NULL, &info);
 	if ((root = xid_root_open(xbox)) == NULL ||
-	    !xid_appends_allowed(xbox, &info, appends, &rec.ns))
+	    !xid_appends_allowed(xbox, &info, appends, &numbers.own) ||
+	    !xid_numbers_init(t, &info, appends, &numbers))
 		return;
-	if (imap_xid_numbers_take(root, info.entries[rec.ns].high,
-				  array_count(appends), &rec.number) < 0) {
+	if (xid_numbers_take(root, &numbers) < 0) {
 		xid_mailbox_log_error(xbox,
 			"saved messages get their XIDs later");
 		return;
@@ -430,13 +550,12 @@ xid_appends_write(struct xid_mailbox *xbox,
 
 	t_array_init(&entries, array_count(appends));
 	array_foreach(appends, append) {
-		xid_append_write(xbox, t, &info, append, rec,
+		xid_append_write(xbox, t, &info, append, &numbers,
 				 array_append_space(&entries));
-		rec.number++;
 	}
 	append = array_back(appends);
-	xid_header_update(xbox, t->itrans, rec.ns, rec.number - 1,
-			  I_MAX(info.covered_uid, append->uid));
+	xid_highs_write(xbox, t->itrans, &info, &numbers,
+			I_MAX(info.covered_uid, append->uid));
 	xid_mailbox_note(xbox, &entries);
 }
 
@@ -448,6 +567,11 @@ static int xid_transaction_save_commit_pre(struct mail_save_context *ctx)
 	int ret;
 
 	ret = xbox->module_ctx.super.transaction_save_commit_pre(ctx);
+	if (ret == 0 && xid_interlock_recheck(t) < 0) {
+		/* the storage has let go of nothing yet */
+		xbox->module_ctx.super.transaction_save_rollback(ctx);
+		ret = -1;
+	}
 	if (ret == 0 && !xbox->disabled && t->itrans->first_new_seq != 0 &&
 	    t->itrans->last_new_seq >= t->itrans->first_new_seq) T_BEGIN {
 		t_array_init(&appends, 8);

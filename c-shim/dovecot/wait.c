@@ -177,13 +177,14 @@ static int xid_wait_fill_mail(struct xid_wait_mailbox *wbox, struct mail *mail)
 	struct imap_xid_entry entry;
 	struct imap_xid xid;
 
+	/* It gets its XID when another node could be asked, and is told then. */
+	if (!xid_mail_get(wbox->xbox, mail->transaction->view, mail->seq, &xid))
+		return 0;
 	i_zero(&entry);
 	entry.uid = mail->uid;
-	if (xid_mail_get(wbox->xbox, mail->transaction->view, mail->seq, &xid)) {
-		entry.ns = xid.ns;
-		entry.ns_len = xid.ns_len;
-		entry.number = xid.number;
-	}
+	entry.ns = xid.ns;
+	entry.ns_len = xid.ns_len;
+	entry.number = xid.number;
 	entry.guid = xid_wait_fill_guid(wbox, mail);
 	entry.guid_len = strlen(entry.guid);
 	return imap_xid_box_pending_add(wbox->attached, &entry, 1);

@@ -63,6 +63,10 @@ struct xid_wait_mailbox {
 	/* delivery.c: a message from above its own mailbox's watermark was
 	   copied in this transaction: COPYUID would name its UID. */
 	const struct mailbox_transaction_context *copied_unstable;
+	/* interlock.c: what must hold of the transaction that is being
+	   committed was looked at once, and is looked at again under the
+	   mailbox's lock */
+	bool rechecks;
 	/* events.c: when the daemon was last told that somebody waits here,
 	   in milliseconds; 0 = never */
 	int64_t reminded_at;

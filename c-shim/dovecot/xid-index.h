@@ -50,6 +50,39 @@ bool xid_record_to_xid(const struct xid_header_info *info,
 		       const struct xid_record *rec, struct imap_xid *xid_r);
 
 ARRAY_DEFINE_TYPE(imap_xid_entry, struct imap_xid_entry);
+ARRAY_DEFINE_TYPE(xid_header_entry, struct xid_header_entry);
+
+/*
+ * storage.c
+ */
+
+/* What is known of a message that is being saved. */
+struct xid_saved_mail {
+	/* its sequence in the index transaction */
+	uint32_t seq;
+	/* Replication moves it from this UID within the mailbox; 0 = it is
+	   not moved. */
+	uint32_t moved_uid;
+	/* Replication wants it to have this UID; 0 = any. */
+	uint32_t wanted_uid;
+	/* NULL = not known here */
+	const char *guid;
+	/* The XID that it keeps; number 0 = it gets a new one. */
+	struct imap_xid keep;
+	/* It comes from another node, which gave it an XID. */
+	bool imported;
+};
+
+/* The messages that were put into the transaction, by seq; those that nothing
+   is known of are missing. None are left once it is being committed. Returns
+   how many. */
+unsigned int xid_saved_mails(struct mailbox_transaction_context *t,
+			     struct xid_saved_mail **mails_r);
+/* The message keeps this XID. */
+void xid_saved_mail_set_xid(struct mailbox_transaction_context *t,
+			    struct xid_saved_mail *mail,
+			    const struct imap_xid *xid);
+bool xid_storage_is_maildir(const struct mailbox *box);
 
 /*
  * recover.c, register.c

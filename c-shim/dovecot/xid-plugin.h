@@ -118,6 +118,9 @@ struct xid_mailbox {
 	guid_128_t guid;
 	/* When xid_mailbox_repair() last looked. */
 	time_t repaired_at;
+	/* When the cluster daemon last could not say which XIDs messages
+	   have; 0 = never. */
+	time_t unanswered_at;
 	/* Expunged in the sync that is going on; not created = none. */
 	ARRAY(uint32_t) expunged;
 	/* Up to this UID the registry was seen to know the messages. */

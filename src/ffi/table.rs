@@ -511,6 +511,21 @@ pub unsafe extern "C" fn imap_xid_box_promise(xbox: *mut imap_xid_box, uid: u32)
     })
 }
 
+/// The highest UID that the table knows to be given in the mailbox; 0 when it was not attached.
+/// A load.
+///
+/// # Safety
+/// `xbox` is a mailbox.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn imap_xid_box_last_uid(xbox: *const imap_xid_box) -> u32 {
+    boundary(|| {
+        // SAFETY: the caller's promise.
+        let attached = unsafe { given(xbox, "xbox") }.map(|xbox| xbox.attached.0.read());
+        let attached = attached.as_ref().ok().and_then(|guard| guard.as_ref());
+        attached.map_or(0, |a| a.mailbox.last_uid())
+    })
+}
+
 /// The highest UID that a new message may get here. 0: not known since the boot, so nothing holds
 /// new messages back. Loads only.
 ///

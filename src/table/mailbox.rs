@@ -222,6 +222,11 @@ impl Mailbox {
         Ok(())
     }
 
+    /// The highest UID known to be given, stable or not. Loads only.
+    pub fn last_uid(&self) -> u32 {
+        self.slot().last_uid.load(Acquire)
+    }
+
     /// The highest UID that a new message may get on this node; `None`: not known since the boot,
     /// so nothing holds it back. Loads only.
     pub fn limit(&self) -> Option<u32> {

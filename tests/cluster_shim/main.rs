@@ -9,3 +9,6 @@ mod assign;
 
 mod daemon;
 mod events;
+mod interlock;
+mod pair;
+mod travel;

@@ -1,0 +1,337 @@
+/* A message that comes from another node keeps the XID that it got there. Its
+   GUID says which message it is; the cluster daemon knows the XIDs that the
+   other nodes have, the registry those that were here. All of this is found out
+   before the storage takes its locks. */
+#include "cluster.h"
+#include "mail-index-private.h"
+
+#define XID_LOCK_REASON "xid: namespaces of other nodes"
+#define XID_UNKNOWN_ORIGIN "-"
+
+ARRAY_DEFINE_TYPE(xid_saved_mail_p, struct xid_saved_mail *);
+
+struct xid_import {
+	struct mailbox_transaction_context *t;
+	struct xid_mailbox *xbox;
+	/* messages whose XIDs are not known yet */
+	ARRAY_TYPE(xid_saved_mail_p) mails;
+};
+
+static void xid_import_find_mails(struct xid_import *im)
+{
+	struct xid_saved_mail *mails, *mail;
+	unsigned int i, count = xid_saved_mails(im->t, &mails);
+
+	t_array_init(&im->mails, 8);
+	for (i = 0; i < count; i++) {
+		mail = &mails[i];
+		if (mail->imported && mail->keep.number == 0 &&
+		    mail->guid != NULL && *mail->guid != '\0')
+			array_push_back(&im->mails, &mail);
+	}
+}
+
+/*
+ * Which XID
+ */
+
+static bool
+xid_is_same(const struct imap_xid *xid1, const struct imap_xid *xid2)
+{
+	return xid1->number == xid2->number && xid1->ns_len == xid2->ns_len &&
+		memcmp(xid1->ns, xid2->ns, xid1->ns_len) == 0;
+}
+
+/* A message of the mailbox has it, as it is now and not as this process saw it
+   when replication began. Mostly a look at the header: what is new has a higher
+   number than all before. */
+static bool
+xid_import_is_here(struct xid_import *im, const struct imap_xid *xid)
+{
+	struct xid_mailbox *xbox = im->xbox;
+	struct mail_index_view *view;
+	struct xid_header_info info;
+	struct xid_record rec;
+	uint32_t idx, seq;
+	bool found = FALSE;
+
+	(void)mail_index_refresh(xbox->box->index);
+	xid_header_read(xbox, NULL, &info);
+	idx = xid_header_find(&info, xid->ns, xid->ns_len);
+	if (idx == XID_NO_NAMESPACE || xid->number > info.entries[idx].high)
+		return FALSE;
+	view = mail_index_view_open(xbox->box->index);
+	seq = mail_index_view_get_messages_count(view);
+	for (; seq > 0 && !found; seq--) {
+		found = xid_record_get(xbox, view, seq, &rec) &&
+			rec.number == xid->number && rec.ns == idx;
+	}
+	mail_index_view_close(&view);
+	return found;
+}
+
+/* Another message has it: one that shares the GUID. */
+static bool
+xid_import_is_taken(struct xid_import *im, const struct imap_xid *xid)
+{
+	struct xid_saved_mail *mails;
+	unsigned int i, count = xid_saved_mails(im->t, &mails);
+
+	for (i = 0; i < count; i++) {
+		if (mails[i].keep.number != 0 &&
+		    xid_is_same(&mails[i].keep, xid))
+			return TRUE;
+	}
+	return xid_import_is_here(im, xid);
+}
+
+/* Returns FALSE if the answer has no XID that is free. */
+static bool
+xid_import_take_answer(struct xid_import *im, struct xid_saved_mail *mail,
+		       const char *answer)
+{
+	const char *const *xids = t_strsplit(answer, ",");
+	struct imap_xid xid;
+
+	for (; *xids != NULL; xids++) {
+		if (imap_xid_parse(*xids, strlen(*xids), &xid) >= 0 &&
+		    !xid_import_is_taken(im, &xid)) {
+			xid_saved_mail_set_xid(im->t, mail, &xid);
+			return TRUE;
+		}
+	}
+	return FALSE;
+}
+
+/* -1 = the daemon cannot say */
+static int xid_import_ask_daemon(struct xid_import *im, const char **error_r)
+{
+	ARRAY_TYPE(const_string) guids, answers;
+	struct xid_saved_mail *const *mails;
+	unsigned int i, count;
+
+	mails = array_get(&im->mails, &count);
+	t_array_init(&guids, count);
+	t_array_init(&answers, count);
+	for (i = 0; i < count; i++)
+		array_push_back(&guids, &mails[i]->guid);
+	if (xid_daemon_xids(im->xbox, &guids, &answers, error_r) < 0)
+		return -1;
+	for (i = 0; i < count; i++) {
+		const char *answer = array_idx_elem(&answers, i);
+
+		if (strcmp(answer, XID_UNKNOWN_ORIGIN) != 0)
+			(void)xid_import_take_answer(im, mails[i], answer);
+	}
+	return 0;
+}
+
+/* What the registry remembers of a message that was here. */
+static int
+xid_import_take_remembered(struct xid_import *im, imap_xid_recovery *registry,
+			   struct xid_saved_mail *mail)
+{
+	size_t len = strlen(mail->guid);
+	struct imap_xid xid;
+	int ret;
+
+	ret = imap_xid_recovery_take_at(registry, mail->guid, len,
+					mail->wanted_uid, &xid);
+	if (ret == 0)
+		ret = imap_xid_recovery_take(registry, mail->guid, len, &xid);
+	while (ret > 0 && xid_import_is_taken(im, &xid))
+		ret = imap_xid_recovery_take(registry, mail->guid, len, &xid);
+	if (ret > 0)
+		xid_saved_mail_set_xid(im->t, mail, &xid);
+	return ret;
+}
+
+static int xid_import_ask_registry(struct xid_import *im)
+{
+	imap_xid_box *core = xid_box_open(im->xbox);
+	imap_xid_recovery *registry = NULL;
+	struct xid_saved_mail *const *mails;
+	unsigned int i, count;
+	int ret = -1;
+
+	if (core != NULL)
+		ret = imap_xid_recovery_begin(core, &registry);
+	mails = array_get(&im->mails, &count);
+	for (i = 0; ret > 0 && i < count; i++) {
+		if (mails[i]->keep.number == 0 &&
+		    xid_import_take_remembered(im, registry, mails[i]) < 0)
+			ret = -1;
+	}
+	imap_xid_recovery_free(registry);
+	if (ret < 0)
+		xid_mailbox_log_error(im->xbox, "XIDs of replicated messages");
+	return ret < 0 ? -1 : 0;
+}
+
+static bool xid_import_is_complete(struct xid_import *im)
+{
+	struct xid_saved_mail *mail;
+
+	array_foreach_elem(&im->mails, mail) {
+		if (mail->keep.number == 0)
+			return FALSE;
+	}
+	return TRUE;
+}
+
+/* The daemon first: it mostly knows, and to ask it is quicker. What neither
+   knows comes from a node without the plug-in. */
+static int xid_import_find_xids(struct xid_import *im)
+{
+	const char *error = NULL;
+	int ret = xid_import_ask_daemon(im, &error);
+
+	if (xid_import_is_complete(im))
+		return 0;
+	if (xid_import_ask_registry(im) == 0 &&
+	    (ret == 0 || xid_import_is_complete(im)))
+		return 0;
+	e_error(im->xbox->xuser->user->event, "xid: %s: %s: replication "
+		"refused (the XIDs of its messages are not known: %s)",
+		im->xbox->xuser->user->username,
+		mailbox_get_vname(im->xbox->box),
+		error != NULL ? error : imap_xid_last_error());
+	mail_storage_set_error(im->xbox->box->storage, MAIL_ERROR_TEMP,
+		"The XIDs of messages are not known yet, try again later");
+	return -1;
+}
+
+/*
+ * Room for it in the index
+ */
+
+static bool
+xid_import_has_namespace(const ARRAY_TYPE(xid_header_entry) *entries,
+			 const struct imap_xid *xid)
+{
+	struct xid_header_info info;
+
+	i_zero(&info);
+	info.entries = array_get(entries, &info.count);
+	return xid_header_find(&info, xid->ns, xid->ns_len) != XID_NO_NAMESPACE;
+}
+
+/* The namespaces of the header and those that messages need besides. Returns
+   whether there are any of the latter. */
+static bool
+xid_import_namespaces(struct xid_import *im,
+		      ARRAY_TYPE(xid_header_entry) *entries,
+		      uint32_t *covered_uid_r)
+{
+	struct xid_saved_mail *mails;
+	unsigned int i, count = xid_saved_mails(im->t, &mails);
+	struct xid_header_entry *entry;
+	struct xid_header_info info;
+
+	xid_header_read(im->xbox, NULL, &info);
+	*covered_uid_r = info.covered_uid;
+	t_array_init(entries, info.count + 1);
+	if (info.count > 0)
+		array_append(entries, info.entries, info.count);
+	for (i = 0; i < count; i++) {
+		if (mails[i].keep.number == 0 ||
+		    xid_import_has_namespace(entries, &mails[i].keep))
+			continue;
+		entry = array_append_space(entries);
+		i_assert(mails[i].keep.ns_len < sizeof(entry->name));
+		memcpy(entry->name, mails[i].keep.ns, mails[i].keep.ns_len);
+	}
+	return array_count(entries) > info.count;
+}
+
+/* Under the index's lock: another process may be adding one, too. A namespace
+   without numbers shows nowhere. */
+static int xid_import_write_namespaces(struct xid_import *im)
+{
+	struct mail_index *index = im->xbox->box->index;
+	ARRAY_TYPE(xid_header_entry) entries;
+	struct mail_index_transaction *trans;
+	struct mail_index_view *view;
+	uint32_t covered_uid;
+	int ret = 0;
+
+	if (mail_index_refresh(index) < 0)
+		return -1;
+	if (!xid_import_namespaces(im, &entries, &covered_uid))
+		return 0;
+	view = mail_index_view_open(index);
+	trans = mail_index_transaction_begin(view,
+		MAIL_INDEX_TRANSACTION_FLAG_EXTERNAL);
+	xid_header_write(im->xbox, trans, array_front(&entries),
+			 array_count(&entries), covered_uid);
+	ret = mail_index_transaction_commit(&trans);
+	mail_index_view_close(&view);
+	return ret;
+}
+
+static int xid_import_add_namespaces(struct xid_import *im)
+{
+	struct mailbox *box = im->xbox->box;
+	ARRAY_TYPE(xid_header_entry) entries;
+	uint32_t covered_uid;
+	int ret;
+
+	if (!xid_import_namespaces(im, &entries, &covered_uid))
+		return 0;
+	ret = mail_index_lock_sync(box->index, XID_LOCK_REASON);
+	if (ret == 0) {
+		ret = xid_import_write_namespaces(im);
+		mail_index_unlock(box->index, XID_LOCK_REASON);
+	}
+	if (ret == 0)
+		ret = mail_index_refresh(box->index);
+	if (ret < 0)
+		mailbox_set_index_error(box);
+	return ret < 0 ? -1 : 0;
+}
+
+/* A number of our own that we never gave: this disk replaces one that was lost.
+   From here on all new numbers are above every one that was given there. */
+static int xid_import_own_numbers(struct xid_import *im)
+{
+	const char *ns = im->xbox->xuser->set.namespace;
+	size_t ns_len = strlen(ns);
+	imap_xid_root *root = xid_root_open(im->xbox);
+	struct xid_saved_mail *mails;
+	unsigned int i, count = xid_saved_mails(im->t, &mails);
+	uint64_t highest = 0, given, skipped;
+
+	for (i = 0; i < count; i++) {
+		if (mails[i].keep.ns_len == ns_len &&
+		    memcmp(mails[i].keep.ns, ns, ns_len) == 0)
+			highest = I_MAX(highest, mails[i].keep.number);
+	}
+	if (highest == 0 || root == NULL)
+		return 0;
+	if (imap_xid_counter(root, &given) < 0 ||
+	    (highest > given &&
+	     imap_xid_numbers_take(root, highest, 1, &skipped) < 0)) {
+		xid_mailbox_log_error(im->xbox, "numbers that come back");
+		mail_storage_set_internal_error(im->xbox->box->storage);
+		return -1;
+	}
+	return 0;
+}
+
+int xid_import_prepare(struct mailbox_transaction_context *t)
+{
+	struct xid_import im;
+
+	i_zero(&im);
+	im.t = t;
+	im.xbox = xid_mailbox_context(t->box);
+	if (!xid_user_is_clustered(im.xbox->xuser))
+		return 0;
+	xid_import_find_mails(&im);
+	if (array_count(&im.mails) == 0)
+		return 0;
+	if (xid_import_find_xids(&im) < 0 ||
+	    xid_import_own_numbers(&im) < 0)
+		return -1;
+	return xid_import_add_namespaces(&im);
+}

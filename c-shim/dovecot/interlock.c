@@ -1,0 +1,226 @@
+/* What is stable, or promised to the other nodes, never changes, whatever
+   replication does; and UIDs go no further than the cluster has room for. */
+#include "cluster.h"
+#include "ioloop.h"
+#include "time-util.h"
+#include "mail-index-private.h"
+#include "mail-index-transaction-private.h"
+#include "maildir-storage.h"
+#include "maildir-uidlist.h"
+
+#define XID_NO_ROOM \
+	"Too many UIDs in this mailbox are not agreed yet, try again later"
+#define XID_REFUSED \
+	"The change would break what the cluster agreed on, try again later"
+
+/* What a UID must be above to be moved. In a table without a cluster nothing is
+   promised beyond what is shown. */
+static uint32_t
+xid_fixed_uid(struct xid_wait_mailbox *wbox, imap_xid_box *core)
+{
+	uint32_t watermark = core == NULL ? wbox->last_watermark :
+		imap_xid_box_watermark(core);
+
+	if (!xid_user_is_clustered(wbox->xbox->xuser))
+		return watermark;
+	/* not known: everything may be promised */
+	return core == NULL ? (uint32_t)-1 :
+		I_MAX(watermark, imap_xid_box_promised(core));
+}
+
+/* NULL = this may be. */
+static const char *
+xid_interlock_objection(struct xid_wait_mailbox *wbox,
+			const struct xid_saved_mail *mail)
+{
+	imap_xid_box *core = xid_wait_attached(wbox);
+	uint32_t fixed_uid, bound, watermark;
+
+	if (mail->moved_uid != 0) {
+		fixed_uid = xid_fixed_uid(wbox, core);
+		if (mail->moved_uid <= fixed_uid) {
+			return t_strdup_printf("UID %u would become %u, but "
+				"what is up to UID %u stays (it is shown or "
+				"promised)", mail->moved_uid, mail->wanted_uid,
+				fixed_uid);
+		}
+	}
+	if (core == NULL || mail->wanted_uid == 0)
+		return NULL;
+	watermark = imap_xid_box_watermark(core);
+	if (mail->wanted_uid <= watermark) {
+		return t_strdup_printf("UID %u would be saved, but all up to "
+			"UID %u is stable", mail->wanted_uid, watermark);
+	}
+	bound = imap_xid_box_bound(core);
+	if (bound != 0 && mail->wanted_uid > bound) {
+		return t_strdup_printf("UID %u is above %u, the highest that "
+			"there is room for", mail->wanted_uid, bound);
+	}
+	return NULL;
+}
+
+static const char *
+xid_interlock_objections(struct mailbox_transaction_context *t)
+{
+	struct xid_wait_mailbox *wbox = xid_mailbox_context(t->box)->wait;
+	struct xid_saved_mail *mails;
+	unsigned int i, count = xid_saved_mails(t, &mails);
+	const char *why = NULL;
+
+	for (i = 0; i < count && why == NULL; i++)
+		why = xid_interlock_objection(wbox, &mails[i]);
+	return why;
+}
+
+static int xid_interlock_check(struct mailbox_transaction_context *t)
+{
+	struct mailbox *box = t->box;
+	struct xid_mailbox *xbox = xid_mailbox_context(box);
+	imap_xid_box *core = xid_wait_attached(xbox->wait);
+	const char *why;
+
+	why = xid_interlock_objections(t);
+	if (why == NULL)
+		return 0;
+	e_error(xbox->xuser->user->event, "xid: %s: %s: replication refused "
+		"(%s): the cluster daemon settles this",
+		xbox->xuser->user->username, mailbox_get_vname(box), why);
+	if (core != NULL)
+		(void)imap_xid_box_count_refusal(core);
+	mail_storage_set_error(box->storage, MAIL_ERROR_TEMP, XID_REFUSED);
+	return -1;
+}
+
+/*
+ * Room for new messages
+ */
+
+/* The highest UID that the transaction would give. */
+static uint32_t
+xid_last_new_uid(struct mailbox_transaction_context *t, imap_xid_box *core)
+{
+	uint32_t next_uid = mail_index_get_header(t->box->view)->next_uid;
+	uint32_t last_uid = I_MAX(next_uid - 1, imap_xid_box_last_uid(core));
+
+	return last_uid > (uint32_t)-2 - t->save_count ? (uint32_t)-2 :
+		last_uid + t->save_count;
+}
+
+static bool
+xid_has_room(struct mailbox_transaction_context *t, imap_xid_box *core)
+{
+	uint32_t limit = imap_xid_box_limit(core);
+
+	return limit == 0 || xid_last_new_uid(t, core) <= limit;
+}
+
+/* New messages wait for room, as commands wait for UIDs. A signal ends it. */
+static int xid_wait_for_room(struct mailbox_transaction_context *t)
+{
+	struct mailbox *box = t->box;
+	struct xid_wait_mailbox *wbox = xid_mailbox_context(box)->wait;
+	unsigned int slice, msecs = wbox->xbox->xuser->set.uid_wait_msecs;
+	imap_xid_box *core = xid_wait_attached(wbox);
+	struct timeval begin, end;
+	struct event *event;
+	int ret = 1;
+
+	if (core == NULL || xid_user_replicates(wbox->xbox->xuser) ||
+	    xid_has_room(t, core))
+		return 0;
+	event = xid_wait_event_begin(box->event, mailbox_get_vname(box),
+				     xid_last_new_uid(t, core));
+	while (!xid_has_room(t, core) && msecs > 0) {
+		xid_event_remind(wbox);
+		slice = I_MIN(msecs, XID_REMIND_MSECS);
+		i_gettimeofday(&begin);
+		ret = imap_xid_box_limit_wait(core, xid_last_new_uid(t, core),
+					      slice);
+		i_gettimeofday(&end);
+		if (ret == 0 &&
+		    timeval_diff_msecs(&end, &begin) + 20 < (int)slice)
+			break;
+		msecs -= slice;
+	}
+	io_loop_time_refresh();
+	ret = xid_has_room(t, core) ? 0 : -1;
+	xid_wait_event_end(&event, "room", ret == 0 ? "open" : "timeout");
+	if (ret < 0) {
+		mail_storage_set_error(box->storage, MAIL_ERROR_UNAVAILABLE,
+				       XID_NO_ROOM);
+	}
+	return ret;
+}
+
+/*
+ * Around a commit
+ */
+
+/* dbox asks us again under its lock. Of a maildir, the lock that it takes
+   itself is taken before. */
+static int xid_interlock_lock(struct mailbox *box)
+{
+	struct maildir_mailbox *mbox;
+	int ret;
+
+	if (!xid_storage_is_maildir(box))
+		return 0;
+	mbox = MAILDIR_MAILBOX(box);
+	ret = maildir_uidlist_lock(mbox->uidlist);
+	if (ret > 0)
+		return 0;
+	if (ret == 0) {
+		mail_storage_set_error(box->storage, MAIL_ERROR_INUSE,
+				       MAIL_ERRSTR_LOCK_TIMEOUT);
+	}
+	return -1;
+}
+
+static void xid_interlock_unlock(struct mailbox *box)
+{
+	struct maildir_mailbox *mbox;
+
+	if (!xid_storage_is_maildir(box))
+		return;
+	mbox = MAILDIR_MAILBOX(box);
+	maildir_uidlist_unlock(mbox->uidlist);
+}
+
+int xid_interlock_begin(struct mailbox_transaction_context *t)
+{
+	struct xid_wait_mailbox *wbox = xid_mailbox_context(t->box)->wait;
+
+	if (xid_wait_for_room(t) < 0)
+		return -1;
+	if (!t->box->storage->user->dsyncing)
+		return 0;
+	if (xid_interlock_lock(t->box) < 0)
+		return -1;
+	if (xid_interlock_check(t) < 0) {
+		xid_interlock_unlock(t->box);
+		return -1;
+	}
+	wbox->rechecks = TRUE;
+	return 0;
+}
+
+void xid_interlock_end(struct mailbox *box)
+{
+	struct xid_wait_mailbox *wbox = xid_mailbox_context(box)->wait;
+
+	if (!wbox->rechecks)
+		return;
+	wbox->rechecks = FALSE;
+	xid_interlock_unlock(box);
+}
+
+int xid_interlock_recheck(struct mailbox_transaction_context *t)
+{
+	struct xid_wait_mailbox *wbox = xid_mailbox_context(t->box)->wait;
+
+	/* a maildir has been locked all along */
+	if (wbox == NULL || !wbox->rechecks || xid_storage_is_maildir(t->box))
+		return 0;
+	return xid_interlock_check(t);
+}

@@ -1,0 +1,200 @@
+//! What is stable or promised stays, whatever replication wants; UIDs go as far as there is room.
+
+use std::time::Duration;
+
+use imap_xid::table::{Mailbox, Table};
+
+use crate::assign::{Assigner, advance, guid};
+use crate::daemon::Daemon;
+use crate::events::clustered;
+use crate::harness::*;
+use crate::pair::{Pair, messages, named};
+
+/// alice's INBOX in the table, as the daemon's side uses it.
+pub fn slot(server: &Dovecot) -> Mailbox {
+    let table = std::sync::Arc::new(Table::open(&server.mail_dir("alice")).expect("a table").0);
+    let found = table.find(&guid(server, "alice", "INBOX"));
+    found.expect("a table").expect("it was opened")
+}
+
+/// Both nodes hold the same message, and then each gets one of its own: the same UID twice.
+fn in_conflict(format: Format) -> Pair {
+    let pair = Pair::start(format);
+    pair.servers[0].append("alice", "INBOX", &message(1));
+    pair.introduce("INBOX");
+    pair.sync_ok(&[]);
+    pair.servers[0].append("alice", "INBOX", &message(2));
+    pair.servers[1].append("alice", "INBOX", &message(3));
+    pair.introduce("INBOX");
+    for server in &pair.servers {
+        server.allow_log("replication refused");
+        server.allow_log("commit failed");
+        server.allow_log("Change during sync");
+    }
+    pair
+}
+
+fn refusals(server: &Dovecot) -> u64 {
+    let table = Table::open(&server.mail_dir("alice")).expect("a table").0;
+    table.counts().refusals
+}
+
+#[test]
+fn what_is_promised_is_not_renumbered_and_what_is_not_may_be() {
+    for format in Format::ALL {
+        let pair = in_conflict(format);
+        let before = [0, 1].map(|i| named(&messages(&pair.servers[i], "INBOX")));
+        // Since the table was made everything counts as promised.
+        for _ in 0..2 {
+            assert_ne!(pair.sync(&["-f"]).code, 0, "{format:?}");
+        }
+        for i in [0, 1] {
+            let now = named(&messages(&pair.servers[i], "INBOX"));
+            let kept = before[i].iter().all(|message| now.contains(message));
+            assert!(kept, "{format:?}: {before:?} became {now:?}");
+        }
+        assert!(refusals(&pair.servers[0]) + refusals(&pair.servers[1]) >= 1);
+
+        for server in &pair.servers {
+            slot(server).promise(1).expect("a promise");
+        }
+        until("the conflict is settled", || {
+            pair.introduce("INBOX");
+            let [one, other] = [0, 1].map(|i| messages(&pair.servers[i], "INBOX"));
+            pair.sync(&["-f"]).code == 0 && named(&one) == named(&other) && one.len() == 3
+        });
+        let both = pair.same("INBOX");
+        let xids: Vec<&str> = both.iter().filter_map(|m| m.xid.as_deref()).collect();
+        let mut sorted = xids.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, ["bar-1", "foo-1", "foo-2"], "{format:?}");
+    }
+}
+
+#[test]
+fn what_is_stable_is_not_renumbered() {
+    for format in Format::ALL {
+        let pair = in_conflict(format);
+        for server in &pair.servers {
+            slot(server).promise(1).expect("a promise");
+        }
+        advance(&pair.servers[0], "alice", "INBOX", 2);
+        let before = pair.servers[0].messages("alice", "INBOX");
+        for _ in 0..3 {
+            pair.introduce("INBOX");
+            pair.sync(&["-f"]);
+        }
+        let stable = messages(&pair.servers[0], "INBOX");
+        assert_eq!(named(&stable[..2]), named(&before), "{format:?}");
+        assert!(refusals(&pair.servers[0]) >= 1, "{format:?}");
+    }
+}
+
+#[test]
+fn replication_stops_at_the_bound() {
+    for format in Format::ALL {
+        let pair = Pair::start(format);
+        pair.servers[1].imap_in("alice", "INBOX").ok("NOOP");
+        slot(&pair.servers[1]).set_limits(1, 2).expect("limits");
+        for n in 1..=3 {
+            pair.servers[0].append("alice", "INBOX", &message(n));
+        }
+        pair.introduce("INBOX");
+        pair.servers[1].allow_log("replication refused");
+        pair.servers[1].allow_log("commit failed");
+        assert_ne!(pair.sync(&[]).code, 0, "{format:?}");
+        let there = messages(&pair.servers[1], "INBOX");
+        assert!(there.iter().all(|m| m.uid <= 2), "{format:?}");
+        slot(&pair.servers[1]).set_limits(1, 3).expect("limits");
+        pair.sync_ok(&["-f"]);
+        assert_eq!(pair.same("INBOX").len(), 3, "{format:?}");
+    }
+}
+
+#[test]
+fn new_messages_wait_for_room_and_then_fail_for_now() {
+    for format in Format::ALL {
+        let server = clustered()
+            .format(format)
+            .xid("xid_uid_wait", "100s")
+            .start();
+        let daemon = Daemon::start(&server);
+        server.append("alice", "INBOX", &message(1));
+        slot(&server).set_limits(2, 8).expect("limits");
+        server.append("alice", "INBOX", &message(2));
+        daemon.forget();
+        let mut client = server.imap("alice");
+        std::thread::scope(|scope| {
+            let appending = scope.spawn(|| client.append("INBOX", &message(3)));
+            daemon.wait_event("the APPEND waits", |e| e.kind == 'w');
+            assert_eq!(messages(&server, "INBOX").len(), 2, "{format:?}");
+            assert!(!appending.is_finished());
+            slot(&server).set_limits(3, 8).expect("limits");
+            appending.join().expect("it ends");
+        });
+        assert_eq!(messages(&server, "INBOX").len(), 3, "{format:?}");
+
+        server.set_xid("xid_uid_wait", "1s");
+        server.restart();
+        let mut client = server.imap("alice");
+        let text = String::from_utf8(message(4)).expect("text");
+        let literal = text.into_bytes();
+        let reply = client.cmd_parts(&[Part::Text("APPEND INBOX "), Part::Literal(&literal)]);
+        assert!(reply.text.contains("[UNAVAILABLE]"), "{}", reply.text);
+        // A full mailbox is this mailbox's business alone.
+        client.ok("CREATE other");
+        client.append("other", &message(5));
+        assert_eq!(messages(&server, "INBOX").len(), 3, "{format:?}");
+    }
+}
+
+#[test]
+fn replication_passes_a_closed_gate_and_others_wait() {
+    for format in Format::ALL {
+        let pair = Pair::start(format);
+        pair.servers[0].append("alice", "INBOX", &message(1));
+        pair.servers[1].imap_in("alice", "INBOX").ok("NOOP");
+        pair.introduce("INBOX");
+        let table = Assigner::open(&pair.servers[1], "alice");
+        let inbox = guid(&pair.servers[1], "alice", "INBOX");
+        table.gate(&inbox, Duration::from_secs(300).as_millis() as u64);
+        pair.sync_ok(&[]);
+        let mut client = pair.servers[1].imap("alice");
+        std::thread::scope(|scope| {
+            let appending = scope.spawn(|| client.append("INBOX", &message(2)));
+            until("the APPEND is at the gate", || {
+                let table = Table::open(&pair.servers[1].mail_dir("alice"));
+                table.expect("a table").0.counts().gate_waits >= 1
+            });
+            assert_eq!(messages(&pair.servers[1], "INBOX").len(), 1);
+            assert!(!appending.is_finished());
+            table.gate(&inbox, 0);
+            appending.join().expect("it ends");
+        });
+    }
+}
+
+#[test]
+fn a_table_says_nothing_of_promises_but_what_is_stable_stays() {
+    let names = ["foo", "bar"];
+    let servers = [0, 1].map(|i| {
+        crate::pair::server(names[i], Format::Sdbox)
+            .xid("xid_uid_source", "table")
+            .start()
+    });
+    let daemons = [0, 1].map(|i| Daemon::start(&servers[i]));
+    let pair = Pair { daemons, servers };
+    pair.servers[0].append("alice", "INBOX", &message(1));
+    pair.sync_ok(&[]);
+    let watermark = slot(&pair.servers[1]).watermark();
+    assert!(watermark <= 1);
+    pair.servers[0].append("alice", "INBOX", &message(2));
+    pair.servers[1].append("alice", "INBOX", &message(3));
+    for _ in 0..3 {
+        pair.sync(&["-f"]);
+    }
+    let [one, other] = [0, 1].map(|i| messages(&pair.servers[i], "INBOX"));
+    let uids = |list: &[Message]| list.iter().map(|m| m.uid).collect::<Vec<_>>();
+    assert_eq!(uids(&one), uids(&other));
+    assert_eq!(one.len(), 3);
+}

@@ -1,0 +1,245 @@
+//! XIDs travel with their messages; INBOX is one mailbox wherever it was made.
+
+use crate::assign::{advance, guid};
+use crate::daemon::{Daemon, Unknown};
+use crate::harness::*;
+use crate::pair::{Pair, inbox, messages, named, server};
+
+#[test]
+fn nodes_that_make_inbox_each_by_itself_have_one_mailbox() {
+    for format in Format::ALL {
+        let pair = Pair::start(format);
+        pair.servers[0].append("alice", "INBOX", &message(1));
+        pair.servers[0].append("alice", "INBOX", &message(2));
+        pair.servers[1].imap_in("alice", "INBOX").ok("NOOP");
+        let both = [0, 1].map(|i| inbox(&pair.servers[i]));
+        assert_eq!(both[0], both[1], "{format:?}");
+        pair.introduce("INBOX");
+        pair.sync_ok(&[]);
+        let uids: Vec<u32> = pair.same("INBOX").iter().map(|m| m.uid).collect();
+        assert_eq!(uids, [1, 2], "{format:?}");
+        // A delivery makes it too, and another user's is another mailbox.
+        let alice = inbox(&pair.servers[1]).1;
+        pair.servers[1].deliver_later("bob");
+        assert_ne!(guid(&pair.servers[1], "bob", "INBOX"), alice);
+        pair.servers[0].imap_in("bob", "INBOX").ok("NOOP");
+        let bobs = [0, 1].map(|i| guid(&pair.servers[i], "bob", "INBOX"));
+        assert_eq!(bobs[0], bobs[1], "{format:?}");
+    }
+}
+
+trait DeliverLater {
+    fn deliver_later(&self, user: &str);
+}
+
+impl DeliverLater for Dovecot {
+    /// Delivers without waiting for the UID that nobody agrees on.
+    fn deliver_later(&self, user: &str) {
+        let mut lmtp = self.lmtp();
+        lmtp.start(&[user], &message(1));
+        until("the delivery is there", || {
+            let mut client = self.imap(user);
+            client.cmd("EXAMINE INBOX").exists() == Some(1)
+        });
+    }
+}
+
+#[test]
+fn messages_keep_their_xids_in_both_directions_and_all_formats() {
+    let formats = [
+        [Format::Sdbox, Format::Sdbox],
+        [Format::Mdbox, Format::Mdbox],
+        [Format::Maildir, Format::Maildir],
+        [Format::Sdbox, Format::Maildir],
+    ];
+    for formats in formats {
+        let pair = Pair::of(formats);
+        for n in 1..=5 {
+            pair.servers[0].append("alice", "INBOX", &message(n));
+        }
+        pair.introduce("INBOX");
+        pair.sync_ok(&[]);
+        let first = pair.same("INBOX");
+        assert!(
+            first
+                .iter()
+                .all(|m| m.xid.as_ref().is_some_and(|x| x.starts_with("foo-")))
+        );
+        for n in 6..=9 {
+            pair.servers[1].append("alice", "INBOX", &message(n));
+        }
+        pair.introduce("INBOX");
+        pair.sync_ok(&["-f"]);
+        let both = pair.same("INBOX");
+        assert_eq!(both.len(), 9, "{formats:?}");
+        assert_eq!(named(&both[..5]), named(&first));
+        assert!(
+            both[5..]
+                .iter()
+                .all(|m| m.xid.as_ref().is_some_and(|x| x.starts_with("bar-")))
+        );
+        // What is new to a client that knows the first five, on both nodes.
+        for server in &pair.servers {
+            let mut client = server.imap_in("alice", "INBOX");
+            let reply = client.ok("XHXID foo-5");
+            let news: Vec<String> = reply
+                .untagged("XHXID")
+                .iter()
+                .map(|line| line.text().trim_start_matches("* XHXID ").trim().to_owned())
+                .collect();
+            assert_eq!(news, ["bar-1", "bar-2", "bar-3", "bar-4"], "{formats:?}");
+            client.ok("XHXID FETCH bar-2,foo-3 (FLAGS)");
+            let code = reply.code("XHXID").expect("a state");
+            assert!(code.contains("foo-5") && code.contains("bar-4"), "{code}");
+        }
+        // Our own go on above all that is there.
+        pair.servers[0].append("alice", "INBOX", &message(10));
+        let last = messages(&pair.servers[0], "INBOX").pop().expect("one");
+        assert_eq!(last.xid.as_deref(), Some("foo-6"));
+    }
+}
+
+#[test]
+fn while_xids_are_not_known_replication_is_refused_and_brings_nothing() {
+    for (format, unknown) in [
+        (Format::Sdbox, Unknown::Error),
+        (Format::Mdbox, Unknown::Error),
+        (Format::Maildir, Unknown::Error),
+        (Format::Sdbox, Unknown::Silence),
+    ] {
+        let pair = Pair::start(format);
+        pair.servers[0].append("alice", "INBOX", &message(1));
+        pair.servers[1].imap_in("alice", "INBOX").ok("NOOP");
+        pair.servers[1].allow_log("replication refused");
+        pair.servers[1].allow_log("Save commit failed");
+        pair.servers[1].allow_log("not known yet");
+        pair.daemons[1].says_of_others(unknown);
+        assert_ne!(pair.sync(&[]).code, 0, "{format:?}");
+        assert!(messages(&pair.servers[1], "INBOX").is_empty());
+        pair.introduce("INBOX");
+        pair.sync_ok(&["-f"]);
+        assert_eq!(pair.same("INBOX").len(), 1, "{format:?}");
+    }
+}
+
+#[test]
+fn without_a_daemon_replication_is_refused() {
+    let names = ["foo", "bar"];
+    let servers = [0, 1].map(|i| server(names[i], Format::Sdbox).start());
+    let first = Daemon::start(&servers[0]);
+    servers[0].append("alice", "INBOX", &message(1));
+    servers[1].allow_log("replication refused");
+    servers[1].allow_log("Save commit failed");
+    let pair = Pair {
+        daemons: [first, Daemon::start(&servers[0])],
+        servers,
+    };
+    assert_ne!(pair.sync(&[]).code, 0);
+    assert!(messages(&pair.servers[1], "INBOX").is_empty());
+}
+
+#[test]
+fn a_message_from_a_node_without_the_plug_in_gets_a_new_xid() {
+    let pair = Pair::start(Format::Sdbox);
+    pair.servers[0].append("alice", "INBOX", &message(1));
+    pair.daemons[1].says_of_others(Unknown::Nobody);
+    pair.sync_ok(&[]);
+    let there = messages(&pair.servers[1], "INBOX");
+    assert_eq!(there[0].xid.as_deref(), Some("bar-1"));
+    assert_eq!(pair.daemons[1].asked(), [there[0].guid.clone()]);
+}
+
+#[test]
+fn messages_that_share_a_guid_have_each_its_own_xid_on_all_nodes() {
+    for format in [Format::Sdbox, Format::Mdbox] {
+        let pair = Pair::start(format);
+        pair.servers[0].append("alice", "INBOX", &message(1));
+        let mut client = pair.servers[0].imap_in("alice", "INBOX");
+        client.ok("COPY 1 INBOX");
+        client.ok("COPY 1 INBOX");
+        let there = messages(&pair.servers[0], "INBOX");
+        assert_eq!(there[0].guid, there[2].guid, "{format:?}");
+        pair.introduce("INBOX");
+        pair.sync_ok(&[]);
+        assert_eq!(pair.same("INBOX").len(), 3, "{format:?}");
+    }
+}
+
+#[test]
+fn a_lost_disk_never_gives_its_numbers_again() {
+    for format in Format::ALL {
+        let pair = Pair::start(format);
+        for n in 1..=3 {
+            pair.servers[0].append("alice", "INBOX", &message(n));
+        }
+        pair.introduce("INBOX");
+        pair.sync_ok(&[]);
+        let before = pair.same("INBOX");
+        pair.servers[0].stop();
+        std::fs::remove_dir_all(pair.servers[0].mail_dir("alice")).expect("a disk is lost");
+        pair.servers[0].start_again();
+        pair.introduce("INBOX");
+        pair.sync_ok(&["-f"]);
+        assert_eq!(named(&pair.same("INBOX")), named(&before), "{format:?}");
+        // Also where none of them has come back.
+        pair.servers[0].imap("alice").ok("CREATE other");
+        pair.servers[0].append("alice", "other", &message(4));
+        let new = messages(&pair.servers[0], "other");
+        let number = number(&new[0]);
+        assert!(number >= 1 << 40, "{number}");
+    }
+}
+
+#[test]
+fn messages_without_xid_get_the_one_that_another_node_gave_them() {
+    for format in Format::ALL {
+        let pair = Pair::start(format);
+        pair.servers[0].append("alice", "INBOX", &message(1));
+        pair.servers[0].append("alice", "INBOX", &message(2));
+        // The second node has the same messages from before it had the plug-in.
+        pair.servers[1].stop();
+        pair.servers[1].set_plugin(false);
+        pair.servers[1].start_again();
+        pair.sync_ok(&[]);
+        pair.servers[1].stop();
+        pair.servers[1].set_plugin(true);
+        pair.servers[1].start_again();
+        // stock makes an INBOX of its own only where it was not made by replication
+        pair.daemons[1].says_of_others(Unknown::Error);
+        pair.servers[1].allow_log("has no XID although the mailbox was synced");
+        let unknown = messages(&pair.servers[1], "INBOX");
+        assert_eq!(unknown[0].xid, None, "{format:?}");
+        let there = messages(&pair.servers[0], "INBOX");
+        pair.daemons[1].knows(&there);
+        assert_eq!(pair.same("INBOX").len(), 2, "{format:?}");
+    }
+}
+
+#[test]
+fn what_came_while_the_plug_in_was_off_is_not_stable() {
+    for format in Format::ALL {
+        let server = server("foo", format).start();
+        let _daemon = Daemon::start(&server);
+        server.append("alice", "INBOX", &message(1));
+        advance(&server, "alice", "INBOX", 1);
+        for reboot in [false, true] {
+            server.stop();
+            server.set_plugin(false);
+            server.start_again();
+            server.append("alice", "INBOX", &message(2));
+            server.stop();
+            server.set_plugin(true);
+            if reboot {
+                std::fs::remove_file(server.mail_dir("alice").join("xid.table")).expect("a table");
+            }
+            server.start_again();
+            let mut client = server.imap("alice");
+            let selected = client.ok("SELECT INBOX");
+            let next = selected.untagged_code("UIDNEXT");
+            assert_eq!(next.as_deref(), Some("2"), "{format:?}");
+            let state = crate::assign::inbox_state(&server);
+            assert_eq!(state.watermark, 1, "{format:?}");
+            assert!(state.pending >= 1, "{format:?}");
+        }
+    }
+}
