@@ -223,6 +223,9 @@ impl Cluster {
     fn write_config(&self, node: usize, setup: &ClusterSetup) {
         let place = &self.member(node).place;
         std::fs::write(&place.password, PASSWORD).expect("the password is written");
+        // xidd refuses one that everybody can read.
+        let closed = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(&place.password, closed).expect("its mode");
         std::fs::create_dir_all(&place.state).expect("the folder is made");
         let mut endpoints = self.etcd.endpoints();
         let own = (node - 1) % endpoints.len();
