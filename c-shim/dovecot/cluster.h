@@ -82,6 +82,9 @@ void xid_interlock_end(struct mailbox *box);
 /* The same once more while the storage holds the mailbox's lock: what is
    promised may have changed. -1 = the storage error is set. */
 int xid_interlock_recheck(struct mailbox_transaction_context *t);
+/* What was promised in the table before this call, nobody changes after it:
+   commits that did not see it yet are over. -1 = the storage error is set. */
+int xid_interlock_barrier(struct mailbox *box);
 
 /*
  * import.c

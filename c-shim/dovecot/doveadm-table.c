@@ -3,6 +3,7 @@
 /* syncfs() */
 #define _GNU_SOURCE
 #include "xid-doveadm.h"
+#include "cluster.h"
 #include "mailbox-list-private.h"
 #include "mail-index-private.h"
 #include "mdbox-storage.h"
@@ -239,6 +240,8 @@ int xid_doveadm_promise(struct xid_doveadm *cmd)
 		return xid_doveadm_fail_core(cmd, ret);
 	/* In this order: nobody renumbers from here on, this is what they
 	   have, and it stays. */
+	if (xid_interlock_barrier(cmd->box) < 0)
+		return xid_doveadm_fail_box(cmd, cmd->box, "lock");
 	if (xid_doveadm_sync(cmd) < 0 || xid_doveadm_make_durable(cmd) < 0)
 		return -1;
 	return xid_doveadm_answer_state(cmd);

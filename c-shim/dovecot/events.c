@@ -179,7 +179,10 @@ void xid_event_remind(struct xid_wait_mailbox *wbox)
 {
 	int64_t now;
 
-	if (!xid_user_is_clustered(wbox->xbox->xuser))
+	/* What the daemon does itself is no news to it: it would go on for
+	   ever. */
+	if (!xid_user_is_clustered(wbox->xbox->xuser) ||
+	    xid_user_replicates(wbox->xbox->xuser))
 		return;
 	now = xid_now_msecs();
 	/* several wait in one mailbox, and timers are not exact */

@@ -13,6 +13,8 @@
 #define XID_REFUSED \
 	"The change would break what the cluster agreed on, try again later"
 
+#define XID_BARRIER_REASON "xid: a promise"
+
 /* What a UID must be above to be moved. In a table without a cluster nothing is
    promised beyond what is shown. */
 static uint32_t
@@ -83,8 +85,9 @@ static int xid_interlock_check(struct mailbox_transaction_context *t)
 	why = xid_interlock_objections(t);
 	if (why == NULL)
 		return 0;
-	e_error(xbox->xuser->user->event, "xid: %s: %s: replication refused "
-		"(%s): the cluster daemon settles this",
+	/* the daemon counts these lines by their first words */
+	e_error(xbox->xuser->user->event, "xid: interlock: %s: %s: replication "
+		"refused (%s): the cluster daemon settles this",
 		xbox->xuser->user->username, mailbox_get_vname(box), why);
 	if (core != NULL)
 		(void)imap_xid_box_count_refusal(core);
@@ -185,6 +188,19 @@ static void xid_interlock_unlock(struct mailbox *box)
 		return;
 	mbox = MAILDIR_MAILBOX(box);
 	maildir_uidlist_unlock(mbox->uidlist);
+}
+
+int xid_interlock_barrier(struct mailbox *box)
+{
+	if (xid_interlock_lock(box) < 0)
+		return -1;
+	xid_interlock_unlock(box);
+	if (mail_index_lock_sync(box->index, XID_BARRIER_REASON) < 0) {
+		mailbox_set_index_error(box);
+		return -1;
+	}
+	mail_index_unlock(box->index, XID_BARRIER_REASON);
+	return 0;
 }
 
 int xid_interlock_begin(struct mailbox_transaction_context *t)

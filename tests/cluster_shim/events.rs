@@ -93,6 +93,26 @@ fn a_mailbox_begins_with_nothing_stable_and_who_waits_says_so_again_and_again() 
 }
 
 #[test]
+fn what_the_daemon_does_itself_is_no_news_to_it() {
+    for format in Format::ALL {
+        let server = clustered().format(format).start();
+        let daemon = Daemon::start(&server);
+        server.append("alice", "INBOX", &message(1));
+        let hex: String = guid(&server, "alice", "INBOX")
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect();
+        daemon.forget();
+        server.doveadm_ok(&["xid", "look", "-u", "alice", &hex, "INBOX", "0"]);
+        server.doveadm_ok(&["xid", "promise", "-u", "alice", &hex, "INBOX", "1", "0"]);
+        server.append("bob", "INBOX", &message(2));
+        daemon.wait_event("an APPEND", |e| e.kind == 'a');
+        let of_alice = daemon.events().iter().any(|e| e.user == "alice");
+        assert!(!of_alice, "{format:?}: {:?}", daemon.events());
+    }
+}
+
+#[test]
 fn without_a_daemon_mail_works_and_one_that_starts_is_found() {
     let server = clustered().start();
     let mut client = server.imap_in("alice", "INBOX");

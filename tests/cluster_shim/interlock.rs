@@ -27,7 +27,7 @@ fn in_conflict(format: Format) -> Pair {
     pair.servers[1].append("alice", "INBOX", &message(3));
     pair.introduce("INBOX");
     for server in &pair.servers {
-        server.allow_log("replication refused");
+        server.allow_log("xid: interlock");
         server.allow_log("commit failed");
         server.allow_log("Change during sync");
     }
@@ -100,7 +100,7 @@ fn replication_stops_at_the_bound() {
             pair.servers[0].append("alice", "INBOX", &message(n));
         }
         pair.introduce("INBOX");
-        pair.servers[1].allow_log("replication refused");
+        pair.servers[1].allow_log("xid: interlock");
         pair.servers[1].allow_log("commit failed");
         assert_ne!(pair.sync(&[]).code, 0, "{format:?}");
         let there = messages(&pair.servers[1], "INBOX");
