@@ -206,11 +206,12 @@ impl<S: Site> Task<S> {
         loop {
             self.read_inbox();
             let pace = match self.round().await {
-                Ok(pace) => {
-                    self.failures = 0;
-                    pace
+                Ok(pace) => pace,
+                Err(error) => {
+                    // Whatever wakes us meanwhile would only fail again.
+                    tokio::time::sleep(self.failed(&error)).await;
+                    continue;
                 }
-                Err(error) => Pace::After(self.failed(&error)),
             };
             match pace {
                 Pace::Again => tokio::task::yield_now().await,
@@ -277,15 +278,17 @@ impl<S: Site> Task<S> {
 
     /// What a failure means, and how long to pause.
     fn failed(&mut self, error: &Error) -> Duration {
-        // A transaction may or may not have been carried out: begin as after a restart.
-        self.replica = Replica::default();
         self.fresh = None;
         self.source = None;
         self.failures = self.failures.saturating_add(1);
         let place = &self.place;
         let metrics = &self.shared.metrics;
         match error {
-            Error::Etcd(_) => metrics.etcd_failures.inc(),
+            Error::Etcd(_) => {
+                // A transaction may or may not have been carried out: begin as after a restart.
+                self.replica = Replica::default();
+                metrics.etcd_failures.inc()
+            }
             Error::Host(_) | Error::Peer(..) => metrics.host_failures.inc(),
         };
         let pause = backoff(self.failures);
@@ -473,6 +476,9 @@ impl<S: Site> Task<S> {
     fn observe(&mut self, view: &View<Text, Text>) {
         let local = &view.local;
         let pending = i64::from(local.next - 1) - i64::from(local.shown);
+        if pending < self.pending {
+            self.failures = 0;
+        }
         self.report(pending.max(0));
         let mailbox = &self.place.mailbox;
         if pending > 0 {
@@ -663,7 +669,10 @@ impl<S: Site> Task<S> {
         step: Step<Text, Text>,
     ) -> Result<Pace, Error> {
         let op = match step {
-            Step::Wait => return Ok(self.wait(session, view)),
+            Step::Wait => {
+                self.failures = 0;
+                return Ok(self.wait(session, view));
+            }
             Step::Enter => return Ok(Pace::After(PAUSES.1)),
             Step::Txn(txn) => return self.transact(session, &txn).await,
             Step::AskPrefix { of } => return self.ask_prefix(session, view, of).await,

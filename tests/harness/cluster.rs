@@ -116,7 +116,7 @@ impl ClusterSetup {
 
     fn member(&self, net: &Net, node: usize) -> Member {
         let listener = format!(
-            "doveadm_password = {PASSWORD}\ndoveadm_port = {DOVEADM}\n\
+            "doveadm_password = {PASSWORD}\n\
              service doveadm {{\n  inet_listener {{\n    port = {DOVEADM}\n  }}\n}}"
         );
         let server = self.server.clone().at(net, node).conf(&listener);
