@@ -57,7 +57,14 @@ enum xid_daemon_status {
 	XID_DAEMON_CUT,
 	XID_DAEMON_IN,
 };
-enum xid_daemon_status xid_daemon_status(struct xid_user *xuser);
+/* incarnation_r (may be NULL) gets which of the node's disks this is, 0 for
+   the first one or when it is not known. */
+enum xid_daemon_status
+xid_daemon_status(struct xid_user *xuser, uint32_t *incarnation_r);
+
+/* Where no number was ever given: begin with those that no earlier disk of this
+   node gave. */
+void xid_daemon_begin_numbers(struct xid_user *xuser, imap_xid_root *root);
 
 /* Ask for the XIDs of messages by GUID. Fills answers with as many texts as
    there are GUIDs, from the data stack: one XID, or several separated by

@@ -178,7 +178,8 @@ static bool xid_delivery_is_in_cluster(struct xid_user *xuser)
 	static time_t unreachable_since = 0;
 	enum xid_daemon_status status;
 
-	while ((status = xid_daemon_status(xuser)) == XID_DAEMON_UNREACHABLE) {
+	while ((status = xid_daemon_status(xuser, NULL)) ==
+	       XID_DAEMON_UNREACHABLE) {
 		if (unreachable_since == 0)
 			unreachable_since = ioloop_time;
 		if (ioloop_time - unreachable_since >=

@@ -20,6 +20,9 @@
 /* GUIDs of one question: their XIDs are shorter than the answer's limit. */
 #define XID_ASK_MAX 400
 #define XID_RECONNECT_MSECS 1000
+/* A disk of the node has 2^50 numbers: it may lose its registry 1023 times, each
+   of which takes 2^40 (src/registry/numbers.rs). */
+#define XID_DISK_SHIFT 50
 /* The daemon asks the other nodes before it answers. */
 #define XID_ASK_XIDS_MSECS (5*1000)
 /* It knows this by itself. */
@@ -242,10 +245,12 @@ xid_daemon_ask(struct mail_user *user, const string_t *msg, unsigned int msecs)
 	return answer;
 }
 
-enum xid_daemon_status xid_daemon_status(struct xid_user *xuser)
+enum xid_daemon_status
+xid_daemon_status(struct xid_user *xuser, uint32_t *incarnation_r)
 {
 	enum xid_daemon_status status = XID_DAEMON_UNREACHABLE;
 	const char *const *fields, *answer;
+	uint32_t incarnation = 0;
 	string_t *msg;
 
 	T_BEGIN {
@@ -257,9 +262,35 @@ enum xid_daemon_status xid_daemon_status(struct xid_user *xuser)
 		    strcmp(fields[0], "S") == 0) {
 			status = strcmp(fields[1], "in") == 0 ?
 				XID_DAEMON_IN : XID_DAEMON_CUT;
+			if (fields[2] == NULL ||
+			    str_to_uint32(fields[2], &incarnation) < 0)
+				incarnation = 0;
 		}
 	} T_END;
+	if (incarnation_r != NULL)
+		*incarnation_r = incarnation;
 	return status;
+}
+
+void xid_daemon_begin_numbers(struct xid_user *xuser, imap_xid_root *root)
+{
+	uint64_t given, first, skipped;
+	uint32_t incarnation;
+
+	if (imap_xid_counter(root, &given) < 0 || given != 0)
+		return;
+	(void)xid_daemon_status(xuser, &incarnation);
+	if (incarnation == 0)
+		return;
+	/* The number below belongs to the incarnation before, so that the
+	   registry begins this one. */
+	first = (uint64_t)incarnation << XID_DISK_SHIFT;
+	if (first >> XID_DISK_SHIFT != incarnation || first > INT64_MAX ||
+	    imap_xid_numbers_take(root, first - 1, 1, &skipped) < 0) {
+		e_error(xuser->user->event, "xid: %s: numbers of disk %u "
+			"cannot begin: %s", xuser->user->username, incarnation,
+			imap_xid_last_error());
+	}
 }
 
 static int

@@ -329,7 +329,8 @@ impl<S: Site> Engine<S> {
             }
             Event::Status { reply } => {
                 // Whoever asked may be gone.
-                let _ = reply.send(self.shared.session().is_some());
+                let incarnation = self.shared.session().map(|s| s.me.incarnation);
+                let _ = reply.send(incarnation);
             }
         }
     }

@@ -20,6 +20,8 @@ mod xids;
 
 use tokio::sync::oneshot;
 
+use crate::cluster::Incarnation;
+
 pub use config::Config;
 pub use metrics::Metrics;
 
@@ -55,8 +57,8 @@ pub enum Event {
     },
     /// Is this node in the cluster: its lease alive, etcd reachable?
     Status {
-        /// True: in.
-        reply: oneshot::Sender<bool>,
+        /// In: which of the node's disks this is. `None`: cut off.
+        reply: oneshot::Sender<Option<Incarnation>>,
     },
 }
 

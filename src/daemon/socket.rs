@@ -286,8 +286,8 @@ async fn attend<O: Owners>(
             Some(line::xids(answer.and_then(|xids| xids), wanted))
         }
         Message::Status => {
-            let inside = ask(shared, |reply| Event::Status { reply }).await;
-            Some(line::status(inside == Ok(true)))
+            let incarnation = ask(shared, |reply| Event::Status { reply }).await;
+            Some(line::status(incarnation.ok().flatten()))
         }
     }
 }

@@ -48,6 +48,7 @@ struct State {
     xids: HashMap<String, String>,
     unknown: Option<Unknown>,
     cut: bool,
+    incarnation: u32,
 }
 
 /// A daemon on a server's socket. Ends when dropped.
@@ -136,6 +137,11 @@ impl Daemon {
     /// What it says about others.
     pub fn says_of_others(&self, unknown: Unknown) {
         lock(&self.state).unknown = Some(unknown);
+    }
+
+    /// Which of the node's disks it says this is.
+    pub fn disk(&self, incarnation: u32) {
+        lock(&self.state).incarnation = incarnation;
     }
 
     /// Whether it says that the node is cut off.
@@ -299,7 +305,8 @@ impl State {
                 });
                 None
             }
-            ["S"] => Some(format!("S\t{}", if self.cut { "cut" } else { "in" })),
+            ["S"] if self.cut => Some("S\tcut".to_owned()),
+            ["S"] => Some(format!("S\tin\t{}", self.incarnation)),
             ["X", _user, _mailbox, _name, guids @ ..] => self.xids(guids),
             other => panic!("the plug-in said {other:?}"),
         }

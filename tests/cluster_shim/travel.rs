@@ -191,6 +191,25 @@ fn a_lost_disk_never_gives_its_numbers_again() {
 }
 
 #[test]
+fn a_new_disk_begins_with_numbers_that_no_other_gave() {
+    let server = server("foo", Format::Sdbox).start();
+    let daemon = Daemon::start(&server);
+    server.append("alice", "INBOX", &message(1));
+    daemon.disk(2);
+    server.append("alice", "INBOX", &message(2));
+    server.append("bob", "INBOX", &message(3));
+    let of_alice = messages(&server, "INBOX");
+    let xids: Vec<&str> = of_alice.iter().filter_map(|m| m.xid.as_deref()).collect();
+    assert_eq!(xids, ["foo-1", "foo-2"], "what was begun goes on");
+    let mut client = server.imap_in("bob", "INBOX");
+    let reply = client.ok("FETCH 1 (XID)");
+    let xid = reply.fetches()[0].xid().expect("an XID");
+    let (_, number) = xid.split_once('-').expect("a number");
+    let number: u64 = number.parse().expect("a number");
+    assert_eq!(number >> 50, 2, "{xid}");
+}
+
+#[test]
 fn messages_without_xid_get_the_one_that_another_node_gave_them() {
     for format in Format::ALL {
         let pair = Pair::start(format);

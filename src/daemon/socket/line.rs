@@ -2,6 +2,7 @@
 
 use super::super::{Change, XidsAnswer};
 use super::MESSAGE_BYTES;
+use crate::cluster::Incarnation;
 
 /// Longest name of a user, in bytes; longer ones no host takes either.
 const USER_BYTES: usize = 1024;
@@ -133,11 +134,12 @@ pub(super) fn error(why: &str) -> String {
     text
 }
 
-/// The answer to the question for the node's state.
-pub(super) fn status(inside: bool) -> String {
+/// The answer to the question for the node's state: when it is in, with the number of its disk, from
+/// which new registries begin their numbers.
+pub(super) fn status(inside: Option<Incarnation>) -> String {
     match inside {
-        true => "S\tin".into(),
-        false => "S\tcut".into(),
+        Some(incarnation) => format!("S\tin\t{}", incarnation.0),
+        None => "S\tcut".into(),
     }
 }
 
@@ -245,8 +247,8 @@ mod tests {
         let long = Ok(vec![Some("x".repeat(80)); 1000]);
         assert!(xids(long, 1000).starts_with("E\t"));
         assert_eq!(
-            (status(true), status(false)),
-            ("S\tin".into(), "S\tcut".into())
+            (status(Some(Incarnation(3))), status(None)),
+            ("S\tin\t3".into(), "S\tcut".into())
         );
     }
 

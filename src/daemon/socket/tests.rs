@@ -1,4 +1,5 @@
 use super::*;
+use crate::cluster::Incarnation;
 use parking_lot::Mutex;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Instant;
@@ -138,7 +139,7 @@ async fn engine(mut events: mpsc::Receiver<Event>, heard: Arc<Mutex<Vec<String>>
                 let _ = reply.send(Ok(guids.iter().map(known).collect()));
             }
             Event::Status { reply } => {
-                let _ = reply.send(true);
+                let _ = reply.send(Some(Incarnation(4)));
             }
         }
     }
@@ -224,7 +225,7 @@ fn questions_are_answered_and_changes_are_handed_on() {
     with_socket(|scene| async move {
         let peer = Peer::connect(&scene.path());
         peer.send(b"S");
-        assert_eq!(peer.answer().await.as_deref(), Some("S\tin"));
+        assert_eq!(peer.answer().await.as_deref(), Some("S\tin\t4"));
         peer.send(format!("X\tjoe\t{HEX}\tINBOX\tg1\tg2").as_bytes());
         assert_eq!(peer.answer().await.as_deref(), Some("X\ta-1\t-"));
         peer.send(changed("joe").as_bytes());
@@ -290,7 +291,7 @@ fn what_is_not_understood_ends_the_connection_and_no_other() {
         assert_eq!(long.answer().await, None);
         assert_eq!(scene.metrics.refusals_of("too_long"), 1);
         good.send(b"S");
-        assert_eq!(good.answer().await.as_deref(), Some("S\tin"));
+        assert_eq!(good.answer().await.as_deref(), Some("S\tin\t4"));
     });
 }
 
@@ -333,7 +334,7 @@ fn a_flood_does_not_keep_others_waiting() {
             let start = Instant::now();
             let polite = Peer::connect(&scene.path());
             polite.send(b"S");
-            assert_eq!(polite.answer().await.as_deref(), Some("S\tin"));
+            assert_eq!(polite.answer().await.as_deref(), Some("S\tin\t4"));
             slowest = slowest.max(start.elapsed());
         }
         assert!(sent > 1000, "no flood: {sent}");
@@ -356,7 +357,7 @@ fn a_peer_that_does_not_read_is_let_go_and_stalls_nobody() {
             }
             let other = Peer::connect(&scene.path());
             other.send(b"S");
-            assert_eq!(other.answer().await.as_deref(), Some("S\tin"));
+            assert_eq!(other.answer().await.as_deref(), Some("S\tin\t4"));
         }
         assert_eq!(scene.metrics.refusals_of("does_not_read"), 1);
     });
@@ -383,7 +384,7 @@ fn a_stranger_has_few_connections_and_not_for_long() {
             .await;
         let peer = Peer::connect(&scene.path());
         peer.send(b"S");
-        assert_eq!(peer.answer().await.as_deref(), Some("S\tin"));
+        assert_eq!(peer.answer().await.as_deref(), Some("S\tin\t4"));
         assert_eq!(exit_status(crowd).await, 0);
         assert_eq!(scene.metrics.refusals_of("stranger"), 64);
     });
@@ -425,7 +426,7 @@ fn a_socket_whose_name_was_removed_comes_back() {
         }
         let peer = Peer::connect(&scene.path());
         peer.send(b"S");
-        assert_eq!(peer.answer().await.as_deref(), Some("S\tin"));
+        assert_eq!(peer.answer().await.as_deref(), Some("S\tin\t4"));
     });
 }
 
