@@ -168,7 +168,7 @@ int xid_doveadm_answer_state(struct xid_doveadm *cmd)
 	const struct mail_index_header *hdr =
 		mail_index_get_header(cmd->box->view);
 	string_t *json = str_new(default_pool, 1024);
-	bool more;
+	bool more = FALSE;
 	int ret;
 
 	str_printfa(json, "{\"uidvalidity\":%u,\"next\":%u,",
@@ -177,8 +177,11 @@ int xid_doveadm_answer_state(struct xid_doveadm *cmd)
 	if (ret == 0) {
 		str_append(json, ",\"entries\":[");
 		more = xid_entries_append(cmd, json);
-		str_printfa(json, "],\"staged\":[],\"more\":%s}",
-			    more ? "true" : "false");
+		str_append(json, "],\"staged\":[");
+		ret = xid_stage_append(cmd, json);
+	}
+	if (ret == 0) {
+		str_printfa(json, "],\"more\":%s}", more ? "true" : "false");
 		xid_doveadm_answer(json);
 	}
 	str_free(&json);

@@ -27,26 +27,36 @@ static void xid_ask_separate(string_t *json)
  * xids <GUID>...
  */
 
-/* Of several messages with one GUID it cannot be said which is meant. */
+static int xid_found_mail_cmp(const struct xid_found_mail *mail1,
+			      const struct xid_found_mail *mail2)
+{
+	return mail1->uid < mail2->uid ? -1 : (mail1->uid > mail2->uid ? 1 : 0);
+}
+
+/* Several where messages share the GUID, separated by commas. */
 static int
 xid_ask_xid(struct xid_doveadm *cmd, const char *guid, string_t *json)
 {
 	ARRAY_TYPE(xid_found_mail) found;
 	const struct xid_found_mail *mail;
-	struct imap_xid xid;
+	string_t *xids = t_str_new(128);
 
 	t_array_init(&found, 4);
 	if (xid_ask_find(cmd, guid, &found) < 0)
 		return -1;
-	if (array_count(&found) != 1)
-		return 0;
-	mail = array_front(&found);
-	if (!xid_mail_get(cmd->xbox, cmd->box->view, mail->seq, &xid))
+	array_sort(&found, xid_found_mail_cmp);
+	array_foreach(&found, mail) {
+		if (str_len(xids) > 0)
+			str_append_c(xids, ',');
+		(void)xid_mail_lookup(cmd->box, cmd->box->view, mail->seq,
+				      xids);
+	}
+	if (str_len(xids) == 0)
 		return 0;
 	xid_ask_separate(json);
 	xid_doveadm_append_string(json, guid);
 	str_append_c(json, ':');
-	xid_doveadm_append_xid(json, &xid);
+	xid_doveadm_append_string(json, str_c(xids));
 	return 0;
 }
 

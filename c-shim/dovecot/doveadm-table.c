@@ -152,77 +152,78 @@ static int xid_sync_index(struct xid_doveadm *cmd, struct mail_index *index)
 }
 
 static int
-xid_sync_box_folder(struct xid_doveadm *cmd, enum mailbox_list_path_type type,
-		    const char *name)
+xid_sync_box_folder(struct xid_doveadm *cmd, struct mailbox *box,
+		    enum mailbox_list_path_type type, const char *name)
 {
 	const char *path;
 	int ret;
 
-	ret = mailbox_get_path_to(cmd->box, type, &path);
+	ret = mailbox_get_path_to(box, type, &path);
 	if (ret < 0)
-		return xid_doveadm_fail_box(cmd, cmd->box, "path");
+		return xid_doveadm_fail_box(cmd, box, "path");
 	if (ret == 0)
 		return 0;
 	return xid_sync_path(cmd, *name == '\0' ? path :
 			     t_strconcat(path, "/", name, NULL), fdatasync);
 }
 
-static int xid_sync_maildir(struct xid_doveadm *cmd)
+static int xid_sync_maildir(struct xid_doveadm *cmd, struct mailbox *box)
 {
-	if (xid_sync_box_folder(cmd, MAILBOX_LIST_PATH_TYPE_MAILBOX,
+	if (xid_sync_box_folder(cmd, box, MAILBOX_LIST_PATH_TYPE_MAILBOX,
 				"new") < 0 ||
-	    xid_sync_box_folder(cmd, MAILBOX_LIST_PATH_TYPE_MAILBOX,
+	    xid_sync_box_folder(cmd, box, MAILBOX_LIST_PATH_TYPE_MAILBOX,
 				"cur") < 0 ||
-	    xid_sync_box_folder(cmd, MAILBOX_LIST_PATH_TYPE_CONTROL,
+	    xid_sync_box_folder(cmd, box, MAILBOX_LIST_PATH_TYPE_CONTROL,
 				"dovecot-uidlist") < 0)
 		return -1;
-	return xid_sync_box_folder(cmd, MAILBOX_LIST_PATH_TYPE_CONTROL, "");
+	return xid_sync_box_folder(cmd, box, MAILBOX_LIST_PATH_TYPE_CONTROL,
+				   "");
 }
 
 /* The mailbox's index names a message by its number in the map. */
-static int xid_sync_mdbox(struct xid_doveadm *cmd)
+static int xid_sync_mdbox(struct xid_doveadm *cmd, struct mailbox *box)
 {
 	struct mdbox_storage *storage =
-		MDBOX_STORAGE(mailbox_get_storage(cmd->box));
+		MDBOX_STORAGE(mailbox_get_storage(box));
 
 	if (xid_sync_path(cmd, storage->storage_dir, fdatasync) < 0)
 		return -1;
 	return xid_sync_index(cmd, storage->map->index);
 }
 
-static int xid_sync_storage(struct xid_doveadm *cmd)
+static int xid_sync_storage(struct xid_doveadm *cmd, struct mailbox *box)
 {
-	const char *name = mailbox_get_storage(cmd->box)->name;
+	const char *name = mailbox_get_storage(box)->name;
 
 	if (strcmp(name, "maildir") == 0)
-		return xid_sync_maildir(cmd);
-	if (strcmp(name, "mdbox") == 0 && xid_sync_mdbox(cmd) < 0)
+		return xid_sync_maildir(cmd, box);
+	if (strcmp(name, "mdbox") == 0 && xid_sync_mdbox(cmd, box) < 0)
 		return -1;
-	return xid_sync_box_folder(cmd, MAILBOX_LIST_PATH_TYPE_MAILBOX, "");
+	return xid_sync_box_folder(cmd, box, MAILBOX_LIST_PATH_TYPE_MAILBOX,
+				   "");
 }
 
 /* The host synced nothing: all of the file system is. */
-static int xid_sync_everything(struct xid_doveadm *cmd)
+static int xid_sync_everything(struct xid_doveadm *cmd, struct mailbox *box)
 {
 	const char *path;
 
-	if (mailbox_get_path_to(cmd->box, MAILBOX_LIST_PATH_TYPE_MAILBOX,
+	if (mailbox_get_path_to(box, MAILBOX_LIST_PATH_TYPE_MAILBOX,
 				&path) <= 0)
-		return xid_doveadm_fail_box(cmd, cmd->box, "path");
+		return xid_doveadm_fail_box(cmd, box, "path");
 	return xid_sync_path(cmd, path, syncfs);
 }
 
-/* What box->view shows, and its next UID, are durable after this. */
-static int xid_doveadm_make_durable(struct xid_doveadm *cmd)
+int xid_doveadm_make_durable(struct xid_doveadm *cmd, struct mailbox *box)
 {
-	struct mail_storage *storage = mailbox_get_storage(cmd->box);
+	struct mail_storage *storage = mailbox_get_storage(box);
 
 	if (storage->set->parsed_fsync_mode == FSYNC_MODE_NEVER &&
-	    xid_sync_everything(cmd) < 0)
+	    xid_sync_everything(cmd, box) < 0)
 		return -1;
-	if (xid_sync_storage(cmd) < 0)
+	if (xid_sync_storage(cmd, box) < 0)
 		return -1;
-	return xid_sync_index(cmd, cmd->box->index);
+	return xid_sync_index(cmd, box->index);
 }
 
 int xid_doveadm_promise(struct xid_doveadm *cmd)
@@ -242,7 +243,8 @@ int xid_doveadm_promise(struct xid_doveadm *cmd)
 	   have, and it stays. */
 	if (xid_interlock_barrier(cmd->box) < 0)
 		return xid_doveadm_fail_box(cmd, cmd->box, "lock");
-	if (xid_doveadm_sync(cmd) < 0 || xid_doveadm_make_durable(cmd) < 0)
+	if (xid_doveadm_sync(cmd) < 0 ||
+	    xid_doveadm_make_durable(cmd, cmd->box) < 0)
 		return -1;
 	return xid_doveadm_answer_state(cmd);
 }

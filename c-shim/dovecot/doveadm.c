@@ -238,6 +238,24 @@ XID_DOVEADM_CMD(release, "release",
 XID_DOVEADM_CMD(gate, "gate",
 		XID_MAILBOX_USAGE "close|open <milliseconds> <above UID>",
 		5, 5, xid_doveadm_gate)
+XID_DOVEADM_CMD(raise, "raise",
+		XID_MAILBOX_USAGE "<floor> <above UID>",
+		4, 4, xid_doveadm_raise)
+XID_DOVEADM_CMD(drop, "drop",
+		XID_MAILBOX_USAGE "<UIDs> <above UID>",
+		4, 4, xid_doveadm_drop)
+XID_DOVEADM_CMD(stage, "stage",
+		XID_MAILBOX_USAGE "<UIDs> <above UID>",
+		4, 4, xid_doveadm_stage)
+XID_DOVEADM_CMD(unstage, "unstage",
+		XID_MAILBOX_USAGE "<message GUID> <above UID>",
+		4, 4, xid_doveadm_unstage)
+XID_DOVEADM_CMD(dropstaged, "dropstaged",
+		XID_MAILBOX_USAGE "<message GUID> <above UID>",
+		4, 4, xid_doveadm_dropstaged)
+XID_DOVEADM_CMD(adopt, "adopt",
+		XID_MAILBOX_USAGE "<UID>:<XID>[,...] <above UID>",
+		4, 4, xid_doveadm_adopt)
 XID_DOVEADM_CMD(xids, "xids",
 		XID_MAILBOX_USAGE "<message GUID> [...]",
 		3, UINT_MAX, xid_doveadm_xids)
@@ -252,6 +270,12 @@ static struct xid_doveadm_cmd *const xid_doveadm_cmds[] = {
 	&xid_doveadm_cmd_promise,
 	&xid_doveadm_cmd_release,
 	&xid_doveadm_cmd_gate,
+	&xid_doveadm_cmd_raise,
+	&xid_doveadm_cmd_drop,
+	&xid_doveadm_cmd_stage,
+	&xid_doveadm_cmd_unstage,
+	&xid_doveadm_cmd_dropstaged,
+	&xid_doveadm_cmd_adopt,
 	&xid_doveadm_cmd_xids,
 	&xid_doveadm_cmd_settled,
 	&xid_doveadm_cmd_pending,

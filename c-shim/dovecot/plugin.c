@@ -20,7 +20,7 @@
 #define XID_LIST_CONTEXT_REQUIRE(obj) \
 	MODULE_CONTEXT_REQUIRE(obj, xid_list_module)
 
-/* The only folder among our files (see src/table/fifo.rs). */
+/* A folder among our files (see src/table/fifo.rs). */
 #define XID_WAITERS_FOLDER "xid.waiters"
 
 struct xid_list {
@@ -80,6 +80,9 @@ static const char *xid_root_dir(struct xid_user *xuser, struct mailbox *box)
 	struct mail_namespace *ns = mailbox_get_namespace(box);
 	const char *dir;
 
+	/* what is staged keeps its XIDs, and is known to the same registry */
+	if (ns == xuser->stage)
+		ns = xuser->stage_of;
 	/* Two users of one mailbox must find the same table. The setting may
 	   hold the user's name, so it stands for what is the user's own;
 	   what another user shares has the folder that his setting says. */
@@ -91,7 +94,7 @@ static const char *xid_root_dir(struct xid_user *xuser, struct mailbox *box)
 		if (dir != NULL && *dir != '\0')
 			return mail_user_home_expand(ns->owner, dir);
 	}
-	if (!mailbox_list_get_root_path(box->list, MAILBOX_LIST_PATH_TYPE_INDEX,
+	if (!mailbox_list_get_root_path(ns->list, MAILBOX_LIST_PATH_TYPE_INDEX,
 					&dir) || *dir == '\0')
 		return NULL;
 	return dir;
@@ -263,11 +266,12 @@ static bool xid_is_internal_name(struct mailbox_list *list, const char *name)
 	struct xid_list *xlist = XID_LIST_CONTEXT_REQUIRE(list);
 
 	return strcmp(name, XID_WAITERS_FOLDER) == 0 ||
+		strcmp(name, XID_STAGE_FOLDER) == 0 ||
 		xlist->module_ctx.super.is_internal_name(list, name);
 }
 
-/* Where mailboxes are plain folders (maildir with LAYOUT=fs), our folder beside
-   the index must not be taken for one. The storage puts its own function into
+/* Where mailboxes are plain folders (maildir with LAYOUT=fs), our folders beside
+   them must not be taken for some. The storage puts its own function into
    the list only after mailbox_list_created. */
 static void xid_mail_namespaces_created(struct mail_namespace *namespaces)
 {

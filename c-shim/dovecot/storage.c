@@ -135,6 +135,12 @@ void xid_saved_mail_set_xid(struct mailbox_transaction_context *t,
 	mail->keep.ns = p_strndup(xt->pool, xid->ns, xid->ns_len);
 }
 
+void xid_save_keeps_xid(struct mailbox_transaction_context *t,
+			const struct imap_xid *xid)
+{
+	xid_saved_mail_set_xid(t, xid_saved_mail_last(t, NULL), xid);
+}
+
 static int xid_saved_mail_seq_cmp(const uint32_t *seq,
 				  const struct xid_saved_mail *mail)
 {

@@ -507,7 +507,8 @@ xid_wait_mailbox_allocated(struct xid_mailbox *xbox, struct mailbox_vfuncs *v)
 {
 	struct xid_wait_mailbox *wbox;
 
-	if (!xid_wait_applies(&xbox->xuser->set))
+	if (!xid_wait_applies(&xbox->xuser->set) ||
+	    mailbox_get_namespace(xbox->box) == xbox->xuser->stage)
 		return;
 
 	wbox = p_new(xbox->box->pool, struct xid_wait_mailbox, 1);

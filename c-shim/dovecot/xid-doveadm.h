@@ -7,7 +7,9 @@
      doveadm.c         the commands' names; which mailbox is meant
      doveadm-answer.c  the one line of JSON that every command answers with
      doveadm-table.c   expose, promise, release, gate
-     doveadm-ask.c     xids, settled, pending */
+     doveadm-ask.c     xids, settled, pending
+     doveadm-move.c    raise, drop, stage, unstage, dropstaged, adopt
+     doveadm-stage.c   the stage mailbox */
 
 #include "xid-plugin.h"
 #include "xid-index.h"
@@ -73,6 +75,25 @@ void xid_doveadm_append_xid(string_t *json, const struct imap_xid *xid);
 void xid_doveadm_append_string(string_t *json, const char *str);
 
 /*
+ * doveadm-stage.c: the functions return -1 after xid_doveadm_fail().
+ */
+
+/* The stage of cmd->box, opened and synced. 1 = open, 0 = there is none (never
+   with create). */
+int xid_stage_open(struct xid_doveadm *cmd, bool create,
+		   struct mailbox **stage_r);
+/* It is empty. To be freed all the same. */
+int xid_stage_delete(struct xid_doveadm *cmd, struct mailbox *stage);
+/* GUIDs by sequence, from the data stack. */
+void xid_stage_guids(struct mailbox *stage, ARRAY_TYPE(const_string) *guids);
+/* The same as members of a JSON array. */
+int xid_stage_append(struct xid_doveadm *cmd, string_t *json);
+
+/* doveadm-table.c: what box->view shows, and its next UID, survive a power loss
+   after this. */
+int xid_doveadm_make_durable(struct xid_doveadm *cmd, struct mailbox *box);
+
+/*
  * The commands
  */
 
@@ -80,6 +101,13 @@ int xid_doveadm_expose(struct xid_doveadm *cmd);
 int xid_doveadm_promise(struct xid_doveadm *cmd);
 int xid_doveadm_release(struct xid_doveadm *cmd);
 int xid_doveadm_gate(struct xid_doveadm *cmd);
+
+int xid_doveadm_raise(struct xid_doveadm *cmd);
+int xid_doveadm_drop(struct xid_doveadm *cmd);
+int xid_doveadm_stage(struct xid_doveadm *cmd);
+int xid_doveadm_unstage(struct xid_doveadm *cmd);
+int xid_doveadm_dropstaged(struct xid_doveadm *cmd);
+int xid_doveadm_adopt(struct xid_doveadm *cmd);
 
 int xid_doveadm_xids(struct xid_doveadm *cmd);
 int xid_doveadm_settled(struct xid_doveadm *cmd);

@@ -85,6 +85,24 @@ void xid_saved_mail_set_xid(struct mailbox_transaction_context *t,
 bool xid_storage_is_maildir(const struct mailbox *box);
 
 /*
+ * adopt.c
+ */
+
+/* Give these messages these XIDs, in one transaction of the index, durably. UID
+   0 = no message; only that the index knows the namespace. 1 = done, 0 = one of
+   them is gone, and nothing was done; -1 = error (the storage error is set). */
+int xid_mailbox_adopt(struct xid_mailbox *xbox,
+		      const struct imap_xid_entry *mails, unsigned int count);
+/* New numbers of ours are above these from here on. */
+int xid_numbers_skip(struct xid_mailbox *xbox,
+		     const struct imap_xid_entry *mails, unsigned int count);
+
+/* storage.c: the message that was put last into the transaction keeps this XID.
+   Its namespace must be known to the index. */
+void xid_save_keeps_xid(struct mailbox_transaction_context *t,
+			const struct imap_xid *xid);
+
+/*
  * recover.c, register.c
  */
 

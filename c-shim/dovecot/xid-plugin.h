@@ -10,6 +10,7 @@
      storage.c   every message that is saved gets its XID
      recover.c   messages that have none yet get theirs
      register.c  what the registry is told
+     adopt.c     XIDs that come from elsewhere
      find.c      XID -> message, and what a client's state lacks
      guids.c     GUIDs of many messages, without a look at their files
      doveadm.c   doveadm xid ... (xid-doveadm.h)
@@ -32,6 +33,9 @@
 
 struct module;
 struct mail_index_view;
+
+/* The stage (doveadm-stage.c), in the root folder of a namespace. */
+#define XID_STAGE_FOLDER "xid.stage"
 
 /*
  * Settings
@@ -86,6 +90,9 @@ struct xid_user {
 	struct mail_user *user;
 	struct xid_settings set;
 	struct xid_root *roots;
+	/* doveadm-stage.c: the namespace of the stage, and whose it is; NULL =
+	   not made in this process */
+	struct mail_namespace *stage, *stage_of;
 	/* wait.c: the user's deinit below ours */
 	void (*wait_deinit)(struct mail_user *user);
 	/* A mailbox without an index on disk was seen, and logged. */

@@ -159,15 +159,16 @@ fn one_connection_serves_users_with_different_system_users() {
 
 #[test]
 fn a_listener_with_a_password_serves_the_peers() {
-    let server = setup(Format::Sdbox).start();
-    let port = std::net::TcpListener::bind((server.imap_addr().ip(), 0))
+    let port = std::net::TcpListener::bind(("127.0.0.1", 0))
         .and_then(|free| free.local_addr())
         .expect("a free port");
-    server.add_conf(&format!(
-        "doveadm_password = secret\nservice doveadm {{\n  inet_listener {{\n    port = {}\n  }}\n}}",
-        port.port()
-    ));
-    server.restart();
+    let listener = format!("address = 127.0.0.1\n    port = {}", port.port());
+    let server = setup(Format::Sdbox)
+        .conf(&format!(
+            "doveadm_password = secret\n\
+             service doveadm {{\n  inet_listener {{\n    {listener}\n  }}\n}}"
+        ))
+        .start();
     server.append(USER, "INBOX", &message(1));
     let args = ["mailbox", "status", "-u", USER, "guid", "INBOX"];
     let guid = server.doveadm_ok(&args);

@@ -8,4 +8,5 @@ mod ask;
 mod client;
 mod look;
 mod marks;
+mod moves;
 mod state;

@@ -308,13 +308,6 @@ impl Dovecot {
 
     // --- places and processes ---------------------------------------------------------------
 
-    /// More lines for the end of the configuration, for the next start.
-    pub fn add_conf(&self, lines: &str) {
-        let mut setup = lock(&self.setup);
-        setup.extra.push_str(lines);
-        setup.extra.push('\n');
-    }
-
     pub fn imap_addr(&self) -> SocketAddr {
         (self.place.address, self.place.imap).into()
     }

@@ -1,0 +1,581 @@
+/* doveadm xid raise, drop, stage, unstage, dropstaged, adopt: what the cluster
+   daemon does to messages. A copy that one of these makes is the same message:
+   GUID, XID, flags and dates stay. Each of them can be killed at any moment and
+   run again. They hold the lock that replication holds, so that neither sees
+   the other's work half done. */
+#include "xid-doveadm.h"
+#include "file-lock.h"
+#include "imap-seqset.h"
+
+/* Replication's own lock on a mailbox. */
+#define XID_SYNC_LOCK_NAME ".dovecot-box-sync.lock"
+#define XID_SYNC_LOCK_SECS 10
+
+/* Messages that are copied in one transaction: few enough not to begin from the
+   start for ever where something kills us again and again. */
+#define XID_COPY_BATCH 500
+
+/*
+ * Copies
+ */
+
+/* Copying to a mailbox that may be the source's own. */
+struct xid_copy {
+	struct xid_doveadm *cmd;
+	struct mailbox *src, *dest;
+	struct mailbox_transaction_context *src_t, *dest_t;
+	struct mail *mail;
+	unsigned int count;
+};
+
+static void
+xid_copy_init(struct xid_copy *copy, struct xid_doveadm *cmd,
+	      struct mailbox *src, struct mailbox *dest)
+{
+	i_zero(copy);
+	copy->cmd = cmd;
+	copy->src = src;
+	copy->dest = dest;
+	copy->src_t = mailbox_transaction_begin(src, 0, "xid copy from");
+	copy->mail = mail_alloc(copy->src_t, MAIL_FETCH_GUID, NULL);
+}
+
+static int xid_copy_commit(struct xid_copy *copy)
+{
+	if (copy->dest_t == NULL)
+		return 0;
+	copy->count = 0;
+	if (mailbox_transaction_commit(&copy->dest_t) < 0)
+		return xid_doveadm_fail_box(copy->cmd, copy->dest, "save");
+	return 0;
+}
+
+static int xid_copy_deinit(struct xid_copy *copy, int ret)
+{
+	if (ret == 0)
+		ret = xid_copy_commit(copy);
+	if (copy->dest_t != NULL)
+		mailbox_transaction_rollback(&copy->dest_t);
+	mail_free(&copy->mail);
+	mailbox_transaction_rollback(&copy->src_t);
+	return ret;
+}
+
+static void
+xid_entry_from_xid(const struct imap_xid *xid, struct imap_xid_entry *entry_r)
+{
+	i_zero(entry_r);
+	entry_r->ns = xid->ns;
+	entry_r->ns_len = xid->ns_len;
+	entry_r->number = xid->number;
+}
+
+/* The destination's index must know the namespace before messages are saved in
+   it. */
+static int
+xid_copy_add_namespace(struct xid_copy *copy, const struct imap_xid *xid)
+{
+	struct xid_mailbox *xbox = xid_mailbox_get(copy->dest);
+	struct xid_header_info info;
+	struct imap_xid_entry entry;
+
+	xid_header_read(xbox, NULL, &info);
+	if (xid_header_find(&info, xid->ns, xid->ns_len) != XID_NO_NAMESPACE)
+		return 0;
+	if (xid_copy_commit(copy) < 0)
+		return -1;
+	xid_entry_from_xid(xid, &entry);
+	if (xid_mailbox_adopt(xbox, &entry, 1) < 0)
+		return xid_doveadm_fail_box(copy->cmd, copy->dest, "index");
+	return 0;
+}
+
+/* What mailbox_copy() does not take along by itself. */
+static int
+xid_copy_metadata(struct mail_save_context *ctx, struct mail *mail)
+{
+	const char *uidl, *order;
+	time_t received_date, save_date;
+	unsigned int number;
+
+	if (mail_get_received_date(mail, &received_date) < 0 ||
+	    mail_get_special(mail, MAIL_FETCH_UIDL_BACKEND, &uidl) < 0 ||
+	    mail_get_special(mail, MAIL_FETCH_POP3_ORDER, &order) < 0)
+		return -1;
+	mailbox_save_copy_flags(ctx, mail);
+	mailbox_save_set_received_date(ctx, received_date, 0);
+	if (mail_get_save_date(mail, &save_date) > 0)
+		mailbox_save_set_save_date(ctx, save_date);
+	if (*uidl != '\0')
+		mailbox_save_set_pop3_uidl(ctx, uidl);
+	if (str_to_uint(order, &number) == 0)
+		mailbox_save_set_pop3_order(ctx, number);
+	return 0;
+}
+
+/* 0 = copied, or it is gone; -1 = failed */
+static int
+xid_copy_saved(struct xid_copy *copy, const struct imap_xid *xid)
+{
+	struct mail_save_context *ctx;
+
+	if (copy->dest_t == NULL) {
+		copy->dest_t = mailbox_transaction_begin(copy->dest,
+			MAILBOX_TRANSACTION_FLAG_EXTERNAL |
+			MAILBOX_TRANSACTION_FLAG_ASSIGN_UIDS, "xid copy to");
+	}
+	ctx = mailbox_save_alloc(copy->dest_t);
+	if (xid_copy_metadata(ctx, copy->mail) < 0) {
+		mailbox_save_cancel(&ctx);
+		return copy->mail->expunged ? 0 :
+			xid_doveadm_fail_box(copy->cmd, copy->src, "read");
+	}
+	if (mailbox_copy(&ctx, copy->mail) < 0) {
+		return copy->mail->expunged ? 0 :
+			xid_doveadm_fail_box(copy->cmd, copy->dest, "copy");
+	}
+	xid_save_keeps_xid(copy->dest_t, xid);
+	copy->count++;
+	return 0;
+}
+
+static int xid_copy_mail(struct xid_copy *copy, uint32_t seq)
+{
+	struct xid_mailbox *xbox = xid_mailbox_get(copy->src);
+	struct imap_xid xid;
+
+	mail_set_seq(copy->mail, seq);
+	if (!xid_mail_get(xbox, copy->src->view, seq, &xid)) {
+		return xid_doveadm_fail(copy->cmd, MAIL_ERROR_TEMP,
+			"%s: UID %u has no XID yet",
+			mailbox_get_vname(copy->src), copy->mail->uid);
+	}
+	/* the index may be mapped elsewhere after this */
+	xid.ns = t_strndup(xid.ns, xid.ns_len);
+	if (xid_copy_add_namespace(copy, &xid) < 0 ||
+	    xid_copy_saved(copy, &xid) < 0)
+		return -1;
+	return copy->count < XID_COPY_BATCH ? 0 : xid_copy_commit(copy);
+}
+
+/*
+ * In the mailbox
+ */
+
+/* Run under replication's lock, with the mailbox as it is then; then answer. */
+static int
+xid_doveadm_run_locked(struct xid_doveadm *cmd,
+		       int (*run)(struct xid_doveadm *cmd))
+{
+	struct file_lock *lock;
+	const char *error;
+	int ret;
+
+	if (mailbox_lock_file_create(cmd->box, XID_SYNC_LOCK_NAME,
+				     XID_SYNC_LOCK_SECS, &lock, &error) <= 0) {
+		return xid_doveadm_fail(cmd, MAIL_ERROR_TEMP, "%s: %s",
+			mailbox_get_vname(cmd->box), error);
+	}
+	ret = xid_doveadm_sync(cmd);
+	if (ret == 0)
+		ret = run(cmd);
+	if (ret == 0)
+		ret = xid_doveadm_sync(cmd);
+	file_lock_free(&lock);
+	return ret < 0 ? -1 : xid_doveadm_answer_state(cmd);
+}
+
+static int xid_raise_next_uid(struct xid_doveadm *cmd, uint32_t floor)
+{
+	struct mailbox_update update;
+
+	if (mail_index_get_header(cmd->box->view)->next_uid > floor)
+		return 0;
+	i_zero(&update);
+	update.min_next_uid = floor + 1;
+	if (mailbox_update(cmd->box, &update) < 0)
+		return xid_doveadm_fail_box(cmd, cmd->box, "raise UIDNEXT");
+	return xid_doveadm_sync(cmd);
+}
+
+static bool xid_record_is_among(struct xid_doveadm *cmd, uint32_t seq,
+				uint32_t seq1, uint32_t seq2)
+{
+	struct xid_record rec, other;
+
+	if (!xid_record_get(cmd->xbox, cmd->box->view, seq, &rec))
+		return FALSE;
+	for (; seq1 <= seq2; seq1++) {
+		if (xid_record_get(cmd->xbox, cmd->box->view, seq1, &other) &&
+		    rec.ns == other.ns && rec.number == other.number)
+			return TRUE;
+	}
+	return FALSE;
+}
+
+/* The messages above the floor that may have come from below: a few, where a
+   move was cut short. */
+static void
+xid_raised_get(struct xid_doveadm *cmd, uint32_t floor,
+	       uint32_t *seq1_r, uint32_t *seq2_r)
+{
+	struct xid_header_info info;
+
+	xid_header_read(cmd->xbox, NULL, &info);
+	if (info.moved_uid > floor &&
+	    mail_index_lookup_seq_range(cmd->box->view, floor + 1,
+					info.moved_uid, seq1_r, seq2_r))
+		return;
+	*seq1_r = 1;
+	*seq2_r = 0;
+}
+
+/* What is not stable and lies at or below the floor is copied above it. */
+static int xid_raise_copy(struct xid_doveadm *cmd, uint32_t floor)
+{
+	uint32_t watermark = xid_mailbox_watermark(cmd->box);
+	uint32_t seq, seq1, seq2, raised1, raised2;
+	struct xid_copy copy;
+	int ret = 0;
+
+	if (watermark >= floor ||
+	    !mail_index_lookup_seq_range(cmd->box->view, watermark + 1, floor,
+					 &seq1, &seq2))
+		return 0;
+	xid_raised_get(cmd, floor, &raised1, &raised2);
+	xid_copy_init(&copy, cmd, cmd->box, cmd->box);
+	for (seq = seq1; seq <= seq2 && ret == 0; seq++) T_BEGIN {
+		if (!xid_record_is_among(cmd, seq, raised1, raised2))
+			ret = xid_copy_mail(&copy, seq);
+	} T_END;
+	return xid_copy_deinit(&copy, ret);
+}
+
+static int xid_raise_locked(struct xid_doveadm *cmd)
+{
+	uint32_t floor;
+
+	if (xid_doveadm_number(cmd, 0, "UID", &floor) < 0)
+		return -1;
+	if (floor >= (uint32_t)-2) {
+		return xid_doveadm_fail(cmd, MAIL_ERROR_PARAMS,
+			"%u: no UIDs are left above it", floor);
+	}
+	if (xid_raise_next_uid(cmd, floor) < 0 ||
+	    xid_raise_copy(cmd, floor) < 0)
+		return -1;
+	/* the originals are to be dropped */
+	return xid_doveadm_make_durable(cmd, cmd->box);
+}
+
+int xid_doveadm_raise(struct xid_doveadm *cmd)
+{
+	if (xid_doveadm_number(cmd, 1, "UID", &cmd->above) < 0)
+		return -1;
+	return xid_doveadm_run_locked(cmd, xid_raise_locked);
+}
+
+static int
+xid_doveadm_uids(struct xid_doveadm *cmd, const char *set,
+		 ARRAY_TYPE(seq_range) *uids)
+{
+	t_array_init(uids, 16);
+	if (imap_seq_set_nostar_parse(set, uids) == 0)
+		return 0;
+	return xid_doveadm_fail(cmd, MAIL_ERROR_PARAMS,
+		"%s: expected UIDs as 3:5,9", set);
+}
+
+/* Expunge; the next sync carries it out. */
+static int
+xid_expunge(struct xid_doveadm *cmd, struct mailbox *box,
+	    const ARRAY_TYPE(seq_range) *uids)
+{
+	struct mailbox_transaction_context *t;
+	struct seq_range_iter iter;
+	struct mail *mail;
+	unsigned int i = 0;
+	uint32_t uid;
+
+	t = mailbox_transaction_begin(box, 0, "xid expunge");
+	mail = mail_alloc(t, 0, NULL);
+	seq_range_array_iter_init(&iter, uids);
+	while (seq_range_array_iter_nth(&iter, i++, &uid)) {
+		if (mail_set_uid(mail, uid))
+			mail_expunge(mail);
+	}
+	mail_free(&mail);
+	if (mailbox_transaction_commit(&t) < 0)
+		return xid_doveadm_fail_box(cmd, box, "expunge");
+	return 0;
+}
+
+static int xid_drop_locked(struct xid_doveadm *cmd)
+{
+	ARRAY_TYPE(seq_range) uids;
+
+	if (xid_doveadm_uids(cmd, cmd->args[0], &uids) < 0)
+		return -1;
+	return xid_expunge(cmd, cmd->box, &uids);
+}
+
+int xid_doveadm_drop(struct xid_doveadm *cmd)
+{
+	if (xid_doveadm_number(cmd, 1, "UID", &cmd->above) < 0)
+		return -1;
+	return xid_doveadm_run_locked(cmd, xid_drop_locked);
+}
+
+/*
+ * Stage
+ */
+
+static int
+xid_stage_copy(struct xid_doveadm *cmd, struct mailbox *stage,
+	       const ARRAY_TYPE(seq_range) *uids)
+{
+	ARRAY_TYPE(const_string) staged;
+	struct xid_guid_list *guids;
+	struct seq_range_iter iter;
+	struct xid_copy copy;
+	unsigned int i = 0;
+	uint32_t uid, seq;
+	const char *guid;
+	int ret = 0;
+
+	t_array_init(&staged, 64);
+	xid_stage_guids(stage, &staged);
+	guids = xid_guid_list_init(cmd->xbox);
+	xid_copy_init(&copy, cmd, cmd->box, stage);
+	seq_range_array_iter_init(&iter, uids);
+	while (ret == 0 && seq_range_array_iter_nth(&iter, i++, &uid)) {
+		if (!mail_index_lookup_seq(cmd->box->view, uid, &seq))
+			continue;
+		guid = t_strdup(xid_guid_list_get(guids, seq));
+		if (array_lsearch(&staged, &guid, i_strcmp_p) == NULL) {
+			array_push_back(&staged, &guid);
+			ret = xid_copy_mail(&copy, seq);
+		}
+	}
+	xid_guid_list_deinit(&guids);
+	return xid_copy_deinit(&copy, ret);
+}
+
+static int xid_stage_locked(struct xid_doveadm *cmd)
+{
+	ARRAY_TYPE(seq_range) uids;
+	struct mailbox *stage;
+	int ret;
+
+	if (xid_doveadm_uids(cmd, cmd->args[0], &uids) < 0 ||
+	    xid_stage_open(cmd, TRUE, &stage) < 0)
+		return -1;
+	ret = xid_stage_copy(cmd, stage, &uids);
+	if (ret == 0 && mailbox_sync(stage, 0) < 0)
+		ret = xid_doveadm_fail_box(cmd, stage, "sync");
+	/* the originals are to be dropped */
+	if (ret == 0)
+		ret = xid_doveadm_make_durable(cmd, stage);
+	mailbox_free(&stage);
+	return ret;
+}
+
+int xid_doveadm_stage(struct xid_doveadm *cmd)
+{
+	if (xid_doveadm_number(cmd, 1, "UID", &cmd->above) < 0)
+		return -1;
+	return xid_doveadm_run_locked(cmd, xid_stage_locked);
+}
+
+/* The staged messages with this GUID; one, or none. */
+static void
+xid_staged_find(struct mailbox *stage, const char *guid,
+		ARRAY_TYPE(seq_range) *seqs)
+{
+	ARRAY_TYPE(const_string) staged;
+	unsigned int i;
+
+	t_array_init(&staged, 64);
+	xid_stage_guids(stage, &staged);
+	for (i = 0; i < array_count(&staged); i++) {
+		if (strcmp(array_idx_elem(&staged, i), guid) == 0)
+			seq_range_array_add(seqs, i + 1);
+	}
+}
+
+static int
+xid_unstage_copy(struct xid_doveadm *cmd, struct mailbox *stage,
+		 const char *guid)
+{
+	ARRAY_TYPE(seq_range) seqs;
+	const struct seq_range *first;
+	struct xid_copy copy;
+	int ret;
+
+	t_array_init(&seqs, 4);
+	xid_staged_find(stage, guid, &seqs);
+	if (array_count(&seqs) == 0)
+		return 0;
+	first = array_front(&seqs);
+	xid_copy_init(&copy, cmd, stage, cmd->box);
+	ret = xid_copy_mail(&copy, first->seq1);
+	return xid_copy_deinit(&copy, ret);
+}
+
+static int xid_unstage_locked(struct xid_doveadm *cmd)
+{
+	ARRAY_TYPE(xid_found_mail) found;
+	const char *guid = cmd->args[0];
+	struct mailbox *stage;
+	int ret;
+
+	t_array_init(&found, 4);
+	if (xid_mailbox_find_guid(cmd->box, guid, &found) < 0) {
+		return xid_doveadm_fail(cmd, MAIL_ERROR_TEMP,
+			"%s: the registry cannot be asked, as was logged",
+			mailbox_get_vname(cmd->box));
+	}
+	if (array_count(&found) > 0)
+		return 0;
+	ret = xid_stage_open(cmd, FALSE, &stage);
+	if (ret <= 0)
+		return ret;
+	ret = xid_unstage_copy(cmd, stage, guid);
+	mailbox_free(&stage);
+	if (ret == 0)
+		ret = xid_doveadm_sync(cmd);
+	/* the stage's copy is to be dropped */
+	return ret < 0 ? -1 : xid_doveadm_make_durable(cmd, cmd->box);
+}
+
+int xid_doveadm_unstage(struct xid_doveadm *cmd)
+{
+	if (xid_doveadm_number(cmd, 1, "UID", &cmd->above) < 0)
+		return -1;
+	return xid_doveadm_run_locked(cmd, xid_unstage_locked);
+}
+
+static int
+xid_dropstaged_from(struct xid_doveadm *cmd, struct mailbox *stage,
+		    const char *guid)
+{
+	ARRAY_TYPE(seq_range) seqs, uids;
+
+	t_array_init(&seqs, 4);
+	t_array_init(&uids, 4);
+	xid_staged_find(stage, guid, &seqs);
+	mailbox_get_uid_range(stage, &seqs, &uids);
+	if (array_count(&uids) > 0 && xid_expunge(cmd, stage, &uids) < 0)
+		return -1;
+	if (mailbox_sync(stage, 0) < 0)
+		return xid_doveadm_fail_box(cmd, stage, "sync");
+	return 0;
+}
+
+static int xid_dropstaged_locked(struct xid_doveadm *cmd)
+{
+	struct mailbox *stage;
+	int ret = xid_stage_open(cmd, FALSE, &stage);
+
+	if (ret <= 0)
+		return ret;
+	ret = xid_dropstaged_from(cmd, stage, cmd->args[0]);
+	if (ret == 0 &&
+	    mail_index_view_get_messages_count(stage->view) == 0)
+		ret = xid_stage_delete(cmd, stage);
+	mailbox_free(&stage);
+	return ret;
+}
+
+int xid_doveadm_dropstaged(struct xid_doveadm *cmd)
+{
+	if (xid_doveadm_number(cmd, 1, "UID", &cmd->above) < 0)
+		return -1;
+	return xid_doveadm_run_locked(cmd, xid_dropstaged_locked);
+}
+
+/*
+ * Adopt
+ */
+
+/* UID:XID */
+static int
+xid_adopt_parse(struct xid_doveadm *cmd, const char *arg,
+		struct imap_xid_entry *entry_r)
+{
+	const char *colon = strchr(arg, ':');
+	struct imap_xid xid;
+	uint32_t uid;
+
+	if (colon == NULL ||
+	    str_to_uint32(t_strdup_until(arg, colon), &uid) < 0 || uid == 0 ||
+	    imap_xid_parse(colon + 1, strlen(colon + 1), &xid) < 0) {
+		return xid_doveadm_fail(cmd, MAIL_ERROR_PARAMS,
+			"%s: expected UID:XID", arg);
+	}
+	xid_entry_from_xid(&xid, entry_r);
+	entry_r->uid = uid;
+	return 0;
+}
+
+/* The registry hears of it before the index has it: what it says is checked
+   against the index in any case. */
+static void
+xid_adopt_note(struct xid_doveadm *cmd, struct imap_xid_entry *mails,
+	       unsigned int count)
+{
+	ARRAY_TYPE(imap_xid_entry) entries;
+	struct xid_guid_list *guids;
+	unsigned int i;
+	uint32_t seq;
+
+	t_array_init(&entries, count);
+	guids = xid_guid_list_init(cmd->xbox);
+	for (i = 0; i < count; i++) {
+		if (!mail_index_lookup_seq(cmd->box->view, mails[i].uid, &seq))
+			continue;
+		mails[i].guid = t_strdup(xid_guid_list_get(guids, seq));
+		mails[i].guid_len = strlen(mails[i].guid);
+		array_push_back(&entries, &mails[i]);
+	}
+	xid_guid_list_deinit(&guids);
+	xid_mailbox_note(cmd->xbox, &entries);
+}
+
+static int xid_adopt_locked(struct xid_doveadm *cmd)
+{
+	const char *const *args = t_strsplit(cmd->args[0], ",");
+	ARRAY_TYPE(imap_xid_entry) mails;
+	struct imap_xid_entry *entries;
+	unsigned int count;
+	int ret;
+
+	t_array_init(&mails, 64);
+	for (; *args != NULL; args++) {
+		if (xid_adopt_parse(cmd, *args,
+				    array_append_space(&mails)) < 0)
+			return -1;
+	}
+	entries = array_get_modifiable(&mails, &count);
+	if (xid_numbers_skip(cmd->xbox, entries, count) < 0) {
+		return xid_doveadm_fail(cmd, MAIL_ERROR_TEMP,
+			"numbers cannot be taken, as was logged");
+	}
+	xid_adopt_note(cmd, entries, count);
+	ret = xid_mailbox_adopt(cmd->xbox, entries, count);
+	if (ret < 0)
+		return xid_doveadm_fail_box(cmd, cmd->box, "index");
+	if (ret == 0) {
+		return xid_doveadm_fail(cmd, MAIL_ERROR_TEMP,
+			"%s: one of these messages is gone: nothing was done",
+			mailbox_get_vname(cmd->box));
+	}
+	return xid_doveadm_make_durable(cmd, cmd->box);
+}
+
+int xid_doveadm_adopt(struct xid_doveadm *cmd)
+{
+	if (xid_doveadm_number(cmd, 1, "UID", &cmd->above) < 0)
+		return -1;
+	return xid_doveadm_run_locked(cmd, xid_adopt_locked);
+}

@@ -1,0 +1,309 @@
+//! `doveadm xid raise|drop|stage|unstage|dropstaged|adopt`: messages move, and stay the same.
+
+use std::collections::BTreeMap;
+
+use crate::harness::*;
+use crate::state::{Entry, Node, USER};
+
+/// What must stay of a message wherever it is, by its XID.
+pub fn faces(node: &Node, mailbox: &str) -> BTreeMap<String, String> {
+    let mut client = node.server.imap_in(USER, mailbox);
+    let reply = client.ok("FETCH 1:* (XID X-GUID FLAGS INTERNALDATE RFC822.SIZE BODY.PEEK[])");
+    let face = |fetch: &Fetch| {
+        let mut flags = fetch.flags().expect("flags");
+        flags.retain(|flag| flag != "\\Recent");
+        flags.sort();
+        let texts = ["X-GUID", "INTERNALDATE", "BODY[]"].map(|name| fetch.text(name));
+        (fetch.xid().expect("an XID"), format!("{flags:?} {texts:?}"))
+    };
+    reply.fetches().iter().map(face).collect()
+}
+
+/// Messages with flags, keywords and dates of their own, none of them stable; the first two are.
+pub fn fill(node: &mut Node, count: usize) {
+    let mut client = node.server.imap(USER);
+    for n in 1..=count {
+        client.append("INBOX", &message(n));
+        if n == 2 {
+            node.state("xid expose", "INBOX", &["2", "0", "0", "0"]);
+            node.server.note_watermark(USER, "INBOX", 2);
+        }
+    }
+    client.ok("SELECT INBOX");
+    client.ok("STORE 3 +FLAGS.SILENT (\\Seen $Work)");
+    if count < 4 {
+        return;
+    }
+    client.ok("STORE 4 +FLAGS.SILENT (\\Flagged \\Answered other)");
+}
+
+/// All that is there becomes stable.
+pub fn expose_all(node: &mut Node) {
+    let uid = node.look("INBOX").next - 1;
+    node.server.note_watermark(USER, "INBOX", uid);
+    node.state("xid expose", "INBOX", &[&uid.to_string(), "0", "0", "0"]);
+}
+
+fn xids_of(entries: &[Entry]) -> Vec<&str> {
+    entries.iter().map(|entry| entry.xid.as_str()).collect()
+}
+
+#[test]
+fn raise_copies_what_is_not_stable_above_the_floor() {
+    for format in Format::ALL {
+        let mut node = Node::start(format);
+        fill(&mut node, 5);
+        let before = node.look("INBOX");
+        assert_eq!(
+            (before.shown, before.uids()),
+            (2, vec![1, 2, 3, 4, 5]),
+            "{format:?}"
+        );
+        let face = faces(&node, "INBOX");
+
+        let raised = node.state("xid raise", "INBOX", &["100", "100"]);
+        // The copies, and where they came from.
+        assert_eq!(raised.uids(), [3, 4, 5, 101, 102, 103], "{format:?}");
+        assert_eq!(raised.next, 104, "{format:?}");
+        for (low, high) in raised.entries[..3].iter().zip(&raised.entries[3..]) {
+            assert_eq!((&low.guid, &low.xid), (&high.guid, &high.xid), "{format:?}");
+        }
+        // Again: nothing more.
+        let again = node.state("xid raise", "INBOX", &["100", "0"]);
+        assert_eq!(again.uids(), [1, 2, 3, 4, 5, 101, 102, 103], "{format:?}");
+
+        let after = node.state("xid drop", "INBOX", &["3:5,77", "0"]);
+        assert_eq!(after.uids(), [1, 2, 101, 102, 103], "{format:?}");
+        assert_eq!(
+            xids_of(&after.entries),
+            xids_of(&before.entries),
+            "{format:?}"
+        );
+        assert_eq!(faces(&node, "INBOX"), face, "{format:?}");
+        expose_all(&mut node);
+        node.server.checked(USER, "INBOX");
+
+        // XHXID finds them: the registry followed.
+        let mut client = node.server.imap_in(USER, "INBOX");
+        let xid = &after.entries[3].xid;
+        assert_eq!(
+            client.ok(&format!("XHXID FETCH {xid} (X-GUID)")).fetches()[0].seq,
+            4
+        );
+
+        // With no message in the way only the next UID rises.
+        let empty = node.state("xid raise", "INBOX", &["100", "0"]);
+        assert_eq!(empty.uids(), [1, 2, 101, 102, 103], "{format:?}");
+        let high = node.state("xid raise", "INBOX", &["200", "200"]);
+        assert_eq!((high.next, high.uids()), (201, vec![]), "{format:?}");
+    }
+}
+
+#[test]
+fn what_was_staged_comes_back_as_the_same_messages() {
+    for format in Format::ALL {
+        let mut node = Node::start(format);
+        fill(&mut node, 5);
+        let before = node.look("INBOX");
+        let face = faces(&node, "INBOX");
+        let guids: Vec<String> = before.entries.iter().map(|e| e.guid.clone()).collect();
+
+        let staged = node.state("xid stage", "INBOX", &["3:4", "0"]);
+        assert_eq!(staged.staged, guids[2..4], "{format:?}");
+        assert_eq!(staged.entries, before.entries, "{format:?}");
+        // By GUID, and what is there already is not staged again.
+        let staged = node.state("xid stage", "INBOX", &["3:5", "0"]);
+        assert_eq!(staged.staged, guids[2..5], "{format:?}");
+        let main = node.state("xid drop", "INBOX", &["3:5", "0"]);
+        assert_eq!((main.uids(), &main.staged), (vec![1, 2], &staged.staged));
+        nobody_sees_the_stage(&node);
+
+        // Not what is there.
+        let state = node.state("xid unstage", "INBOX", &[&guids[0], "0"]);
+        assert_eq!(state.uids(), [1, 2], "{format:?}");
+        for (n, guid) in guids[2..].iter().enumerate() {
+            for _ in 0..2 {
+                let state = node.state("xid unstage", "INBOX", &[guid, "5"]);
+                assert_eq!(state.next, 7 + n as u32, "{format:?}");
+                assert_eq!(&state.entries[n].guid, guid, "{format:?}");
+            }
+            for _ in 0..2 {
+                let state = node.state("xid dropstaged", "INBOX", &[guid, "5"]);
+                assert_eq!(state.staged, guids[3 + n..], "{format:?}");
+            }
+        }
+        let after = node.look("INBOX");
+        assert_eq!(after.uids(), [1, 2, 6, 7, 8], "{format:?}");
+        assert_eq!(
+            xids_of(&after.entries),
+            xids_of(&before.entries),
+            "{format:?}"
+        );
+        assert_eq!(faces(&node, "INBOX"), face, "{format:?}");
+        // New messages get XIDs above all that were.
+        node.server.append(USER, "INBOX", &message(6));
+        let last = node.look("INBOX").entries.pop().expect("the new one");
+        assert_eq!(last.uid, 9, "{format:?}");
+        assert!(split_xid(&last.xid).1 > 5, "{format:?} {last:?}");
+        expose_all(&mut node);
+        node.server.checked(USER, "INBOX");
+    }
+}
+
+fn nobody_sees_the_stage(node: &Node) {
+    let mut client = node.server.imap(USER);
+    for pattern in ["*", "xid.stage*", "%"] {
+        let reply = client.ok(&format!("LIST \"\" \"{pattern}\""));
+        let lines: Vec<_> = reply.untagged("LIST").into_iter().collect();
+        assert!(
+            !lines
+                .iter()
+                .any(|line| format!("{line:?}").contains("stage")),
+            "{lines:?}"
+        );
+    }
+    let reply = client.ok("LSUB \"\" \"*\"");
+    assert!(!format!("{:?}", reply.lines).contains("stage"));
+    let list = node.server.doveadm_ok(&["mailbox", "list", "-u", USER]);
+    assert!(!list.contains("stage"), "{list}");
+}
+
+#[test]
+fn the_stage_of_a_maildir_that_is_plain_folders_is_no_mailbox() {
+    let setup = crate::state::setup(Format::Maildir).location(":LAYOUT=fs");
+    let mut node = Node::start_with(setup);
+    fill(&mut node, 3);
+    let staged = node.state("xid stage", "INBOX", &["3", "0"]);
+    assert_eq!(staged.staged.len(), 1);
+    nobody_sees_the_stage(&node);
+    assert_eq!(node.look("INBOX").staged, staged.staged);
+}
+
+#[test]
+fn messages_of_several_mailboxes_are_staged_apart() {
+    let mut node = Node::start(Format::Mdbox);
+    fill(&mut node, 3);
+    node.server.imap(USER).ok("CREATE Other");
+    node.server.append(USER, "Other", &message(9));
+    let inbox = node.state("xid stage", "INBOX", &["3", "0"]);
+    assert!(node.look("Other").staged.is_empty());
+    let other = node.state("xid stage", "Other", &["1", "0"]);
+    assert_eq!((inbox.staged.len(), other.staged.len()), (1, 1));
+    assert_ne!(inbox.staged, other.staged);
+    node.state("xid dropstaged", "Other", &[&other.staged[0], "0"]);
+    assert_eq!(node.look("INBOX").staged, inbox.staged);
+    assert!(node.look("Other").staged.is_empty());
+}
+
+#[test]
+fn messages_take_the_xids_that_others_gave_them() {
+    for format in Format::ALL {
+        let mut node = Node::start(format);
+        fill(&mut node, 5);
+        let before = node.look("INBOX");
+        // A foreign one, two that change places, and one of our own from a lost disk.
+        let (four, five) = (&before.entries[3].xid, &before.entries[4].xid);
+        let high = (7_u64 << 40) + 3;
+        let adopt = format!("3:beta-9,4:{five},5:{four}");
+        let after = node.state("xid adopt", "INBOX", &[&adopt, "0"]);
+        assert_eq!(
+            xids_of(&after.entries)[2..],
+            ["beta-9", five, four],
+            "{format:?}"
+        );
+        let after = node.state("xid adopt", "INBOX", &[&format!("2:foo-{high}"), "0"]);
+        assert_eq!(after.entries[1].xid, format!("foo-{high}"), "{format:?}");
+        for (old, new) in before.entries.iter().zip(&after.entries) {
+            assert_eq!((old.uid, &old.guid), (new.uid, &new.guid), "{format:?}");
+        }
+        node.server.append(USER, "INBOX", &message(6));
+        let last = node.look("INBOX").entries.pop().expect("the new one");
+        assert!(split_xid(&last.xid).1 > high, "{format:?} {last:?}");
+
+        // The registry knows them by their new names only.
+        let mut client = node.server.imap_in(USER, "INBOX");
+        for (xid, seq) in [("beta-9", 3), (five.as_str(), 4), (four.as_str(), 5)] {
+            let reply = client.ok(&format!("XHXID FETCH {xid} (X-GUID)"));
+            assert_eq!(reply.fetches()[0].seq, seq, "{format:?} {xid}");
+        }
+        let reply = client.ok(&format!("XHXID FETCH {} (X-GUID)", before.entries[2].xid));
+        assert!(reply.fetches().is_empty(), "{format:?}");
+
+        let guid = node.guid("INBOX");
+        for (xids, failed) in [
+            ("99:beta-10", "TEMPFAIL"),
+            ("3:beta-10,99:beta-11", "TEMPFAIL"),
+            ("3:-", "USAGE"),
+            ("0:beta-10", "USAGE"),
+        ] {
+            let reply = node.run("xid adopt", &[&guid, "INBOX", xids, "0"]);
+            assert_eq!(reply.failed, failed, "{xids}");
+        }
+        assert_eq!(node.look("INBOX").entries[2].xid, "beta-9", "{format:?}");
+        // What has an XID of another node is moved with it, too.
+        let guid = after.entries[2].guid.clone();
+        node.state("xid stage", "INBOX", &["3", "0"]);
+        node.state("xid drop", "INBOX", &["3", "0"]);
+        let back = node.state("xid unstage", "INBOX", &[&guid, "0"]);
+        let last = back.entries.last().expect("the staged one");
+        assert_eq!(
+            (last.guid.as_str(), last.xid.as_str()),
+            (guid.as_str(), "beta-9")
+        );
+    }
+}
+
+#[test]
+fn moves_wait_for_replication_and_replication_for_them() {
+    let mut node = Node::start(Format::Sdbox);
+    fill(&mut node, 4);
+    let dir = node
+        .server
+        .mail_dir(USER)
+        .join("mailboxes/INBOX/dbox-Mails");
+    let lock = dir.join(".dovecot-box-sync.lock");
+    let file = std::fs::File::create(&lock).expect("the lock");
+    let (uid, gid) = node.server.mail_owner();
+    std::os::unix::fs::chown(&lock, Some(uid), Some(gid)).expect("chown");
+    lock_whole(&file);
+    let guid = node.guid("INBOX");
+    let reply = node.run("xid raise", &[&guid, "INBOX", "50", "0"]);
+    assert_eq!(reply.failed, "TEMPFAIL");
+    assert_eq!(node.look("INBOX").next, 5);
+    drop(file);
+    assert_eq!(node.state("xid raise", "INBOX", &["50", "50"]).next, 53);
+}
+
+/// As Dovecot locks (lock_method = fcntl).
+fn lock_whole(file: &std::fs::File) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: zeros are a valid struct flock.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK as _;
+    // SAFETY: an open descriptor and a struct flock.
+    let ret = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &raw const lock) };
+    assert_eq!(ret, 0);
+}
+
+#[test]
+fn copies_of_one_message_have_an_xid_each() {
+    let mut node = Node::start(Format::Sdbox);
+    node.server.append(USER, "INBOX", &message(1));
+    node.server.imap_in(USER, "INBOX").ok("COPY 1 INBOX");
+    let state = node.look("INBOX");
+    let [one, two] = &state.entries[..] else {
+        panic!("two messages: {state:?}");
+    };
+    assert_eq!(one.guid, two.guid);
+    assert_ne!(one.xid, two.xid);
+    // Not taken for one message at two places.
+    assert_eq!(node.state("xid look", "INBOX", &["1"]).uids(), [2]);
+    let mailbox = node.guid("INBOX");
+    let reply = node.run("xid xids", &[&mailbox, "INBOX", &one.guid]);
+    assert!(
+        reply
+            .field
+            .contains(&format!("\"{},{}\"", one.xid, two.xid)),
+        "{reply:?}"
+    );
+}
