@@ -43,7 +43,7 @@ static bool xid_user_service_is(const struct mail_user *user, const char *name)
 	return user->service != NULL && strcmp(user->service, name) == 0;
 }
 
-static bool xid_user_is_delivered_to(const struct mail_user *user)
+bool xid_user_is_delivered_to(const struct mail_user *user)
 {
 	return xid_user_service_is(user, "lmtp") ||
 		xid_user_service_is(user, "lda");

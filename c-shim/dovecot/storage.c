@@ -1,8 +1,10 @@
 /* Every message that is saved gets its XID in its own index transaction. */
 #include "xid-index.h"
 #include "cluster.h"
+#include "wait.h"
 #include "guid.h"
 #include "mail-index-private.h"
+#include "mail-index-modseq.h"
 #include "mail-index-transaction-private.h"
 #include "maildir-storage.h"
 #include "maildir-uidlist.h"
@@ -147,6 +149,20 @@ static int xid_saved_mail_seq_cmp(const uint32_t *seq,
 	return *seq < mail->seq ? -1 : (*seq > mail->seq ? 1 : 0);
 }
 
+/* A delivery opens the mailbox for one message. To know the MODSEQ at which the
+   index stands it reads the whole of the index's log, up to a megabyte and
+   twice as many records with XIDs as without, unless the index says: and it
+   does once MODSEQs are tracked, as they are when a client has used CONDSTORE.
+   For other processes that is not worth 8 octets a message. */
+static void xid_delivery_track_modseqs(struct xid_mailbox *xbox)
+{
+	struct mail_index *index = xbox->box->index;
+
+	if (xid_user_is_delivered_to(xbox->xuser->user) && !index->readonly &&
+	    !mail_index_have_modseq_tracking(index))
+		mail_index_modseq_enable(index);
+}
+
 static struct mailbox_transaction_context *
 xid_transaction_begin(struct mailbox *box,
 		      enum mailbox_transaction_flags flags, const char *reason)
@@ -158,6 +174,7 @@ xid_transaction_begin(struct mailbox *box,
 		/* maildir otherwise leaves the UID, and with it the XID, to
 		   whoever looks next */
 		flags |= MAILBOX_TRANSACTION_FLAG_ASSIGN_UIDS;
+		xid_delivery_track_modseqs(xbox);
 		/* what was there before comes before what is saved now */
 		xid_mailbox_prepare_save(xbox);
 	}

@@ -130,6 +130,9 @@ void xid_wait_deinit(void);
  * delivery.c
  */
 
+/* The process delivers to the user: lmtp, lda. */
+bool xid_user_is_delivered_to(const struct mail_user *user);
+
 /* storage.c: these messages are about to become visible in the mailbox; the
    UIDs are final, the index transaction is open. Or they are visible already
    and got their XIDs late. */
