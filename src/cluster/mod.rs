@@ -24,10 +24,10 @@
 //!    never becomes empty, since whoever writes it stays in it. In the same transaction the
 //!    floor rises above every UID that the dropped node can have given out by itself (the
 //!    *window*); the survivors move their unstable messages above the floor before S moves.
-//! 6. **Join.** A node that is no holder promises the stable prefix, moves what that does not
-//!    have to a stage mailbox, takes the prefix from a holder, compares it entry by entry, and
-//!    joins, conditional on the record it compared with. Then the staged messages come back as
-//!    new ones, except those that are there already or were made stable meanwhile.
+//! 6. **Join.** A node that is no holder promises all it has, moves what the stable prefix does
+//!    not have to a stage mailbox, takes the prefix from a holder, compares it entry by entry,
+//!    and joins, conditional on the record it compared with. Then the staged messages come back
+//!    as new ones, except those that are there already or were made stable meanwhile.
 //! 7. **Gate.** Where writers keep colliding one node closes the gate everywhere. Safety does
 //!    not rest on it.
 //!

@@ -676,8 +676,10 @@ fn join<G: Ident, X: Ident>(
     else {
         return Step::AskPrefix { of };
     };
-    if let Some(step) = keep_prefix(config, &view.local, stable.uid) {
-        return step;
+    // What we have may be in the prefix, or get there while we join. Moving it would leave an
+    // expunge behind, which replication carries to those who show the message.
+    if rules.join_promises && view.local.promised != ALL_PROMISED {
+        return Step::Promise { end: ALL_PROMISED };
     }
     if !rules.join_compares || holds(&view.local, source, stable.uid) {
         return enter(config, view, at, stable);
@@ -692,24 +694,6 @@ fn join<G: Ident, X: Ident>(
         force: true,
         joining: true,
     }
-}
-
-/// Promises the prefix, and no more.
-///
-/// What we have of it must stay: moving it leaves an expunge behind, which replication would
-/// carry to those who show the message. Above S nobody counts on us: we are no holder.
-fn keep_prefix<G: Ident, X: Ident>(
-    config: &Config,
-    local: &Local<G, X>,
-    s: Uid,
-) -> Option<Step<G, X>> {
-    if local.promised > s.max(local.shown) {
-        return Some(Step::Release {
-            to: s.max(local.shown),
-        });
-    }
-    let short = local.promised < s && config.rules.join_promises;
-    short.then_some(Step::Promise { end: s })
 }
 
 /// A holder that is alive.
@@ -864,7 +848,7 @@ mod tests {
             local: Local {
                 entries: ours.to_vec(),
                 next: ours.last().map_or(1, |e| e.uid + 1),
-                promised: 9,
+                promised: ALL_PROMISED,
                 shown: 0,
                 limit: 100,
                 bound: 100,

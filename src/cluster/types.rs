@@ -244,7 +244,7 @@ pub enum Step<G, X> {
     /// Note in the table that nothing up to `end` changes any more, and make what is there
     /// durable.
     Promise {
-        /// The promised mark.
+        /// The promised mark; [`ALL_PROMISED`]: whatever comes, too.
         end: Uid,
     },
     /// Lower the table's promised mark.

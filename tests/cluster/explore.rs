@@ -4,6 +4,7 @@
 
 mod world;
 
+use imap_xid::cluster::Step;
 use stateright::{Checker, HasDiscoveries, Model, UniformChooser};
 use std::time::Instant;
 use world::{Cluster, Msg, RULES, World};
@@ -14,7 +15,8 @@ Checks the cluster protocol exhaustively, breadth first, or by random walks.
   expire= crash= kill= expunge= disk= save= stray= rogue= how often each fault may happen (default 0)
   window= gate=      UIDs above S; syncs before the gate is closed (2, 1)
   before=N           messages that all nodes have before there is a record
-  dropped=1 ahead=1  start from a world made by hand (the last argument)
+  show=1             print the world to start from
+  dropped=1 ahead=1 late=1 apart=1  start from a world made by hand (the last argument)
   split=1            decide and act in two steps
   settle=N           check I6 in one state of N (16; 0: never)
   random=STEPS       random walks of that many steps in all, seed=N
@@ -62,7 +64,10 @@ fn main() {
             "seed" => seed = value,
             "limit" => limit = value as usize,
             "threads" => threads = value as usize,
+            "show" => println!("{}", brief(&cluster.init_states()[0])),
             "dropped" => cluster = cluster.clone().from(cluster.one_dropped()),
+            "apart" => cluster = cluster.clone().from(cluster.one_writes_apart()),
+            "late" => cluster = cluster.clone().from(cluster.late_publish()),
             "ahead" => cluster = cluster.clone().from(cluster.one_ahead()),
             _ => return println!("{name}: no such option\n{HELP}"),
         }
@@ -104,7 +109,10 @@ fn report(args: &[String], start: Instant, checker: &impl Checker<Cluster>) {
         for world in checker.model().settle(&end).err().unwrap_or_default() {
             println!("left alone it stays:\n{}", brief(&world));
             for node in 0..checker.model().nodes {
-                println!("    {node} would {:?}", checker.model().would(&world, node));
+                println!(
+                    "    {node} would {:?}",
+                    would(checker.model(), &world, node)
+                );
             }
         }
     }
@@ -119,6 +127,13 @@ fn report(args: &[String], start: Instant, checker: &impl Checker<Cluster>) {
     if !checker.discoveries().is_empty() {
         std::process::exit(1);
     }
+}
+
+/// What the daemon of a node would do now.
+fn would(cluster: &Cluster, world: &World, node: u8) -> Step<u8, u8> {
+    let host = &world.hosts[node as usize];
+    let (config, view) = (cluster.config(node, host), cluster.view(world, node));
+    host.replica.clone().next(&config, &view)
 }
 
 /// A world in a few lines.

@@ -338,6 +338,64 @@ fn an_advance_checks_the_tails_it_compared() {
     needs("advance_checks_tails", "I1", cluster.from(start));
 }
 
+/// Nodes that withdrew and settled their conflict, a late tail of the one that died, and then
+/// another conflict. The rule is left out from the start: the late tail was sent without it.
+fn with_a_late_tail(without: &str) -> Cluster {
+    let cluster = Cluster {
+        window: 4,
+        ..never_settling(cluster(2, 4, &["crash", "rogue"]))
+    }
+    .without(without);
+    let start = cluster.late_publish();
+    cluster.from(start)
+}
+
+#[test]
+fn a_late_tail_does_not_replace_a_withdrawal() {
+    let rule = "publish_checks_tail";
+    needs(rule, "I1", with_a_late_tail(rule));
+}
+
+#[test]
+fn the_tail_of_a_lost_disk_does_not_come_late() {
+    needs(
+        "publish_checks_stable",
+        "I1",
+        never_settling(cluster(2, 2, &["disk"])),
+    );
+}
+
+#[test]
+fn after_a_restart_a_node_withdraws_afresh() {
+    let rule = "withdraw_afresh";
+    needs(rule, "I1", with_a_late_tail(rule));
+}
+
+#[test]
+fn what_is_stable_does_not_come_back_from_the_stage() {
+    let cluster = never_settling(cluster(2, 2, &["expire", "expunge"]));
+    let start = cluster.one_dropped();
+    needs("skip_settled", "I5", cluster.from(start));
+}
+
+/// On nodes that also fail to keep the bound, which else hides it.
+#[test]
+fn who_is_no_holder_promises_all_it_has() {
+    let cluster = never_settling(cluster(2, 1, &["expire", "rogue"])).without("window");
+    needs("join_promises", "I1", cluster);
+}
+
+#[test]
+fn a_dropped_node_stays_below_what_the_others_show() {
+    let usual = Cluster {
+        window: 1,
+        ..cluster(2, 8, &["expire"])
+    };
+    let settles = |cluster: &Cluster| cluster.settle(&cluster.one_writes_apart()).is_ok();
+    assert!(settles(&usual));
+    assert!(!settles(&usual.without("window")));
+}
+
 #[test]
 fn xids_are_compared_before_s_moves() {
     let cluster = Cluster {
@@ -371,6 +429,7 @@ fn what_was_there_before_the_cluster_becomes_stable() {
 #[test]
 fn replication_may_renumber_what_it_likes() {
     holds_everywhere(cluster(2, 1, &["rogue", "crash"]));
+    holds_everywhere(cluster(2, 1, &["rogue", "disk"]));
     holds_everywhere(cluster(2, 2, &["rogue"]));
 }
 

@@ -4,8 +4,8 @@
 //! The core is the one that `xidd` runs; only what surrounds it is modelled. One mailbox.
 
 use imap_xid::cluster::{
-    ALL_PROMISED, At, Condition, Config, Entry, Incarnation, Local, Node, Put, Replica, Rev, Rules,
-    Snapshot, Source, Stable, Staged, Step, Tail, Txn, Uid, View,
+    ALL_PROMISED, At, Condition, Config, Entry, Incarnation, Kind, Local, Node, Put, Replica, Rev,
+    Rules, Snapshot, Source, Stable, Staged, Step, Tail, Txn, Uid, View,
 };
 use stateright::{Model, Property};
 use std::collections::BTreeMap;
@@ -425,7 +425,7 @@ impl Cluster {
         self
     }
 
-    fn config(&self, node: u8, host: &Host) -> Config {
+    pub fn config(&self, node: u8, host: &Host) -> Config {
         Config {
             me: Node(node),
             incarnation: Incarnation(host.incarnation),
@@ -529,12 +529,23 @@ impl Cluster {
         world
     }
 
-    /// Node 0 alone holds message 1, which it has shown; node 1 has it too, under the UID it had
-    /// before node 1 was dropped, and is back.
+    /// Node 0 alone holds messages 1 and 2, and shows them; node 1 is back, and has message 1
+    /// where node 0 had another one.
     pub fn one_dropped(&self) -> World {
-        let world = self.after(&self.first_world(), Action::Append(0));
-        // Node 0 publishes, and brings its message to node 1.
-        let mut world = self.play(&world, &[0]);
+        let mut world = self.after(&self.first_world(), Action::Append(1));
+        while world.syncs.is_empty() {
+            let flight = world.flights.is_empty();
+            let next = if flight {
+                Action::Turn(1)
+            } else {
+                Action::Land(0)
+            };
+            world = self.after(&world, next);
+        }
+        // Comes before what node 1's dsync brings.
+        world = self.after(&world, Action::Append(0));
+        world = self.after(&world, Action::Commit(0, 1));
+        world = self.after(&world, Action::Commit(0, 0));
         world = self.after(&world, Action::Expire(1));
         world = self.play(&world, &[0]);
         self.after(&world, Action::Turn(1))
@@ -557,6 +568,47 @@ impl Cluster {
             world = self.after(&world, next);
         }
         world
+    }
+
+    /// Node 0 shows message 1; node 1, which it dropped, takes as many as it may.
+    pub fn one_writes_apart(&self) -> World {
+        let world = self.after(&self.first_world(), Action::Append(0));
+        let world = self.after(&world, Action::Expire(1));
+        let mut world = self.play(&world, &[0]);
+        while world.left.append > 0 {
+            let Some(next) = self.next_state(&world, Action::Append(1)) else {
+                break;
+            };
+            world = next;
+        }
+        world
+    }
+
+    /// Both nodes withdrew for a conflict that is settled; node 0 died when it had sent its new
+    /// tail, and the transaction is still on its way.
+    pub fn late_publish(&self) -> World {
+        let world = self.after(&self.first_world(), Action::Append(0));
+        let mut world = self.after(&world, Action::Append(1));
+        let sent = |w: &World| {
+            let publish = |f: &Flight| f.node == 0 && f.txn.0.kind == Kind::Publish;
+            w.hosts.iter().all(|h| h.mail.len() == 2) && w.flights.iter().any(publish)
+        };
+        for node in [0, 1].into_iter().cycle().take(ROUNDS) {
+            world = self.next_state(&world, Action::Turn(node)).unwrap_or(world);
+            if sent(&world) {
+                break;
+            }
+            while !world.flights.is_empty() {
+                world = self.after(&world, Action::Land(0));
+            }
+            while let Some(sync) = world.syncs.first() {
+                let side = usize::from(sync.sides[0].done);
+                world = self.after(&world, Action::Commit(0, side));
+            }
+        }
+        assert!(sent(&world), "{world:?}");
+        world = self.after(&world, Action::Crash(0));
+        self.after(&world, Action::Restart(0))
     }
 
     /// What may happen next.
@@ -664,7 +716,7 @@ impl Cluster {
         floor * (Uid::from(faults) + 3)
     }
 
-    fn view(&self, world: &World, node: u8) -> View<Guid, Xid> {
+    pub fn view(&self, world: &World, node: u8) -> View<Guid, Xid> {
         let etcd = Snapshot {
             stable: world.etcd.stable.clone(),
             tails: world.etcd.tails.clone(),
@@ -715,13 +767,6 @@ impl Cluster {
             return true;
         }
         self.perform(world, node, step)
-    }
-
-    /// What the daemon of a node would do now.
-    pub fn would(&self, world: &World, node: u8) -> Step8 {
-        let host = &world.hosts[node as usize];
-        let (config, view) = (self.config(node, host), self.view(world, node));
-        host.replica.clone().next(&config, &view)
     }
 
     /// Carries a step out.
@@ -858,6 +903,11 @@ impl Cluster {
         }
     }
 
+    /// Whether replication may not bring this UID. A node with a new disk knows no bound.
+    fn above_bound(&self, host: &Host, uid: Uid) -> bool {
+        self.host.window && host.bound > 0 && uid > host.bound
+    }
+
     /// A message gets a new UID, if the interlock lets it.
     fn rogue(&self, world: &mut World, node: u8, uid: Uid) -> bool {
         let host = &mut world.hosts[node as usize];
@@ -870,9 +920,7 @@ impl Cluster {
             to,
             guid,
         };
-        if !self.may_renumber(host, std::slice::from_ref(&op))
-            || (self.host.window && to > host.bound)
-        {
+        if !self.may_renumber(host, std::slice::from_ref(&op)) || self.above_bound(host, to) {
             return false;
         }
         world.left.rogue -= 1;
@@ -899,7 +947,7 @@ impl Cluster {
             _ => true,
         };
         let host = &mut world.hosts[node as usize];
-        let refused = |uid: Uid| self.host.window && !unlimited && uid > host.bound;
+        let refused = |uid: Uid| !unlimited && self.above_bound(host, uid);
         match op {
             Op::Expunge { uid, guid } => {
                 if host.mail.iter().any(|m| m.uid == *uid && m.guid == *guid) {
@@ -1235,8 +1283,9 @@ impl Cluster {
                 self.turn(world, node);
             }
             canonical(world);
-            while !world.flights.is_empty() {
-                self.land(world, 0);
+            // What nobody waits for any more is late.
+            while let Some(flight) = world.flights.iter().position(|f| f.awaited) {
+                self.land(world, flight);
                 canonical(world);
             }
         }
