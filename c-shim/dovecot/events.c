@@ -30,8 +30,8 @@
 
 static struct {
 	int fd;
-	/* The daemon was told this user at connect (SO_PEERCRED). */
-	uid_t euid;
+	/* The system user as whom it was made: the daemon knows (SO_PEERCRED) */
+	uid_t uid;
 	/* milliseconds; 0 = never */
 	int64_t tried_at;
 	char *path;
@@ -89,7 +89,7 @@ static bool xid_daemon_connect(struct mail_user *user)
 	const char *path = xid_daemon_path(user);
 	int64_t now;
 
-	if (daemon_conn.fd != -1 && daemon_conn.euid == geteuid() &&
+	if (daemon_conn.fd != -1 && daemon_conn.uid == user->uid &&
 	    strcmp(daemon_conn.path, path) == 0)
 		return TRUE;
 	if (daemon_conn.fd != -1) {
@@ -106,7 +106,7 @@ static bool xid_daemon_connect(struct mail_user *user)
 		e_debug(user->event, "xid: connect(%s) failed: %m", path);
 		return FALSE;
 	}
-	daemon_conn.euid = geteuid();
+	daemon_conn.uid = user->uid;
 	i_free(daemon_conn.path);
 	daemon_conn.path = i_strdup(path);
 	return TRUE;
