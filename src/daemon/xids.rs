@@ -1,6 +1,7 @@
 //! Which XIDs messages have that came from another node.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,7 +71,26 @@ async fn of_tails(session: &Session, place: &Place) -> Result<BTreeMap<Text, Tex
         .map_err(|e| e.to_string())?;
     let tails = snapshot.tails.into_values();
     let entries = tails.flat_map(|tail| tail.value.entries);
-    Ok(entries.map(|entry| (entry.guid, entry.xid)).collect())
+    Ok(by_guid(entries.map(|entry| (entry.guid, entry.xid))))
+}
+
+/// XIDs by GUID: of messages that share one all, in order, separated by commas.
+fn by_guid(entries: impl Iterator<Item = (Text, Text)>) -> BTreeMap<Text, Text> {
+    let mut known: BTreeMap<Text, Text> = BTreeMap::new();
+    for (guid, xid) in entries {
+        match known.entry(guid) {
+            Entry::Vacant(place) => {
+                place.insert(xid);
+            }
+            Entry::Occupied(mut place) => {
+                if !place.get().split(',').any(|there| there == xid) {
+                    place.get_mut().push(',');
+                    place.get_mut().push_str(&xid);
+                }
+            }
+        }
+    }
+    known
 }
 
 /// What the peers know, and why it may not be all.
@@ -103,4 +123,17 @@ async fn of_peers<S: Site>(
         }
     }
     (found, silent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::by_guid;
+
+    #[test]
+    fn messages_that_share_a_guid_are_all_named_and_each_once() {
+        let tails = [("g", "a-1"), ("h", "a-2"), ("g", "a-3"), ("g", "a-1")];
+        let known = by_guid(tails.iter().map(|(g, x)| ((*g).into(), (*x).into())));
+        assert_eq!(known["g"], "a-1,a-3");
+        assert_eq!(known["h"], "a-2");
+    }
 }
