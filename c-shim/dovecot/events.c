@@ -158,8 +158,11 @@ xid_event_send(struct mail_user *user, const char *box_guid, const char *name,
 
 void xid_event_changed(struct xid_mailbox *xbox, enum xid_event_kind kind)
 {
+	/* the stage is the daemon's own */
 	if (!xid_user_is_clustered(xbox->xuser) ||
-	    guid_128_is_empty(xbox->guid))
+	    guid_128_is_empty(xbox->guid) ||
+	    (xbox->xuser->stage != NULL &&
+	     mailbox_get_namespace(xbox->box) == xbox->xuser->stage))
 		return;
 	T_BEGIN {
 		xid_event_send(xbox->xuser->user,
