@@ -363,7 +363,7 @@ impl Cluster {
 
     /// Whether a node's xidd says that the node is in the cluster.
     pub fn is_in(&self, node: usize) -> bool {
-        ask(&self.member(node).place.socket, b"S").is_ok_and(|answer| answer == "S\tin")
+        ask(&self.member(node).place.socket, b"S").is_ok_and(|answer| answer.starts_with("S\tin"))
     }
 
     /// Waits until all nodes are.
