@@ -339,10 +339,12 @@ xid_wait_transaction_commit(struct mailbox_transaction_context *t,
 			xid_commit_refuse(t);
 			return -1;
 		}
+		xid_moving_begin(t);
 	}
 	xid_wait_inside++;
 	ret = xbox->module_ctx.super.transaction_commit(t, changes_r);
 	xid_wait_inside--;
+	xid_moving_end(box, ret == 0);
 	xid_interlock_end(box);
 	if (ret == 0)
 		xid_commit_told(wbox, save_count, changes_r);

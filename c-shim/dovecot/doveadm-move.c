@@ -42,10 +42,18 @@ xid_copy_init(struct xid_copy *copy, struct xid_doveadm *cmd,
 
 static int xid_copy_commit(struct xid_copy *copy)
 {
+	int ret;
+
 	if (copy->dest_t == NULL)
 		return 0;
 	copy->count = 0;
-	if (mailbox_transaction_commit(&copy->dest_t) < 0)
+	/* elsewhere every commit does that */
+	if (copy->dest != copy->cmd->box)
+		xid_moving_begin(copy->dest_t);
+	ret = mailbox_transaction_commit(&copy->dest_t);
+	if (copy->dest != copy->cmd->box)
+		xid_moving_end(copy->dest, ret == 0);
+	if (ret < 0)
 		return xid_doveadm_fail_box(copy->cmd, copy->dest, "save");
 	return 0;
 }
@@ -118,7 +126,13 @@ static int
 xid_copy_saved(struct xid_copy *copy, const struct imap_xid *xid)
 {
 	struct mail_save_context *ctx;
+	const char *guid;
 
+	if (mail_get_special(copy->mail, MAIL_FETCH_GUID, &guid) < 0) {
+		return copy->mail->expunged ? 0 :
+			xid_doveadm_fail_box(copy->cmd, copy->src, "GUID");
+	}
+	guid = t_strdup(guid);
 	if (copy->dest_t == NULL) {
 		copy->dest_t = mailbox_transaction_begin(copy->dest,
 			MAILBOX_TRANSACTION_FLAG_EXTERNAL |
@@ -134,7 +148,7 @@ xid_copy_saved(struct xid_copy *copy, const struct imap_xid *xid)
 		return copy->mail->expunged ? 0 :
 			xid_doveadm_fail_box(copy->cmd, copy->dest, "copy");
 	}
-	xid_save_keeps_xid(copy->dest_t, xid);
+	xid_save_keeps_xid(copy->dest_t, xid, guid);
 	copy->count++;
 	return 0;
 }
@@ -482,7 +496,7 @@ static int xid_dropstaged_locked(struct xid_doveadm *cmd)
 	ret = xid_dropstaged_from(cmd, stage, cmd->args[0]);
 	if (ret == 0 &&
 	    mail_index_view_get_messages_count(stage->view) == 0)
-		ret = xid_stage_delete(cmd, stage);
+		xid_stage_emptied(cmd, stage);
 	mailbox_free(&stage);
 	return ret;
 }

@@ -2,17 +2,23 @@
    until the others' messages are in. It lies in a namespace that exists only
    while one of our commands runs, in a folder beside the user's mailboxes: no
    other process ever sees it, so clients cannot list it, and replication does
-   not carry it away. One mailbox in it for each that has messages in the stage,
-   by GUID. */
+   not carry it away. One mailbox in it for each that had messages in the stage,
+   by GUID; those that have some now have a mark beside them, so that nobody needs
+   to look into the others. */
 #include "xid-doveadm.h"
 #include "str.h"
 #include "settings-parser.h"
+#include "fdatasync-path.h"
 #include "mailbox-list-private.h"
 #include "mail-storage-settings.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #define XID_STAGE_PREFIX XID_STAGE_FOLDER"/"
+/* Not to be taken for a mailbox, in any layout. */
+#define XID_STAGE_MARK "/xid.used-"
 
 static const char *xid_stage_root(struct xid_doveadm *cmd)
 {
@@ -34,16 +40,34 @@ static const char *xid_stage_name(struct xid_doveadm *cmd)
 	return t_strdup(guid_128_to_string(metadata.guid));
 }
 
-/* Without a look into it, since mostly there is none. */
-static bool xid_stage_exists(struct xid_doveadm *cmd, const char *name)
+static const char *xid_stage_mark(struct xid_doveadm *cmd, const char *name)
 {
-	const char *root = xid_stage_root(cmd);
-	bool maildir = strcmp(cmd->box->storage->name, "maildir") == 0;
+	return t_strconcat(xid_stage_root(cmd), XID_STAGE_MARK, name, NULL);
+}
+
+/* Mostly there is nothing in it. */
+static bool xid_stage_is_used(struct xid_doveadm *cmd, const char *name)
+{
 	struct stat st;
 
-	return root != NULL && name != NULL &&
-		stat(t_strconcat(root, maildir ? "/." : "/mailboxes/",
-				 name, NULL), &st) == 0;
+	return stat(xid_stage_mark(cmd, name), &st) == 0;
+}
+
+/* Before the first message is in it. The folder is there: the mailbox is. */
+static int xid_stage_use(struct xid_doveadm *cmd, const char *name)
+{
+	const char *path = xid_stage_mark(cmd, name);
+	int fd;
+
+	if (xid_stage_is_used(cmd, name))
+		return 0;
+	fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+	if (fd == -1 || close(fd) < 0 ||
+	    fdatasync_path(xid_stage_root(cmd)) < 0) {
+		return xid_doveadm_fail(cmd, MAIL_ERROR_TEMP,
+					"cannot make %s: %m", path);
+	}
+	return 0;
 }
 
 static struct mail_namespace_settings *
@@ -118,36 +142,36 @@ int xid_stage_open(struct xid_doveadm *cmd, bool create,
 	const char *name = xid_stage_name(cmd);
 
 	*stage_r = NULL;
-	if (!create && !xid_stage_exists(cmd, name))
-		return 0;
 	if (name == NULL || xid_stage_root(cmd) == NULL)
 		return xid_doveadm_fail_box(cmd, cmd->box, "stage");
+	if (!create && !xid_stage_is_used(cmd, name))
+		return 0;
 	if (xid_stage_namespace(cmd) < 0)
 		return -1;
 	*stage_r = mailbox_alloc(cmd->xuser->stage->list,
 		t_strconcat(XID_STAGE_PREFIX, name, NULL),
 		MAILBOX_FLAG_IGNORE_ACLS);
-	if (xid_stage_open_box(cmd, *stage_r) < 0) {
+	if (xid_stage_open_box(cmd, *stage_r) < 0 ||
+	    (create && xid_stage_use(cmd, name) < 0)) {
 		mailbox_free(stage_r);
 		return -1;
 	}
 	return 1;
 }
 
-int xid_stage_delete(struct xid_doveadm *cmd, struct mailbox *stage)
+void xid_stage_emptied(struct xid_doveadm *cmd, struct mailbox *stage)
 {
 	struct mail_storage *storage = mailbox_get_storage(stage);
+	const char *name = xid_stage_name(cmd);
 
-	if (mailbox_delete_empty(stage) < 0 &&
-	    mailbox_get_last_mail_error(stage) != MAIL_ERROR_EXISTS)
-		return xid_doveadm_fail_box(cmd, stage, "delete");
 	/* mdbox keeps the messages until then */
 	if (mail_storage_purge(storage) < 0) {
 		e_error(cmd->user->event, "%s: stage: purge: %s",
 			cmd->cmd->host.name,
 			mail_storage_get_last_internal_error(storage, NULL));
 	}
-	return 0;
+	if (name != NULL)
+		i_unlink_if_exists(xid_stage_mark(cmd, name));
 }
 
 void xid_stage_guids(struct mailbox *stage, ARRAY_TYPE(const_string) *guids)

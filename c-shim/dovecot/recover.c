@@ -30,6 +30,8 @@ struct xid_lost_mail {
 	const char *guid;
 	/* What the cluster daemon says of the GUID; NULL = it was not asked */
 	const char *answer;
+	/* The XID with which it was moved when a process was killed */
+	const char *moved;
 	/* number 0 = it needs a new one */
 	struct xid_record rec;
 };
@@ -45,7 +47,7 @@ struct xid_recover {
 	struct mail_index_view *view;
 	struct mail_index_transaction *trans;
 	ARRAY(struct xid_header_entry) entries;
-	uint32_t covered_uid;
+	uint32_t covered_uid, moved_uid;
 	imap_xid_recovery *registry;
 	/* XIDs that the mailbox's messages have, sorted; created when first
 	   needed */
@@ -277,6 +279,44 @@ xid_recover_take_answer(struct xid_recover *r, struct xid_lost_mail *lost)
 	}
 }
 
+/* What was being moved when a process was killed. The message at its old place
+   may still have the XID, too. */
+static void xid_recover_find_moved(struct xid_recover *r)
+{
+	ARRAY_TYPE(xid_moving) moving;
+	struct xid_lost_mail *lost;
+	struct xid_moving *moved;
+
+	if (array_count(&r->mails) == 0)
+		return;
+	p_array_init(&moving, r->pool, 8);
+	xid_moving_read(r->xbox, r->pool, &moving);
+	array_foreach_modifiable(&r->mails, lost) {
+		array_foreach_modifiable(&moving, moved) {
+			if (lost->moved == NULL && !moved->taken &&
+			    null_strcmp(lost->guid, moved->guid) == 0) {
+				lost->moved = moved->xid;
+				moved->taken = TRUE;
+			}
+		}
+	}
+}
+
+static void xid_recover_moved(struct xid_recover *r)
+{
+	struct xid_lost_mail *lost;
+	struct imap_xid xid;
+
+	array_foreach_modifiable(&r->mails, lost) {
+		if (lost->seq == 0 || lost->moved == NULL ||
+		    imap_xid_parse(lost->moved, strlen(lost->moved), &xid) < 0)
+			continue;
+		lost->rec.number = xid.number;
+		lost->rec.ns = xid_recover_namespace(r, xid.ns, xid.ns_len);
+		r->moved_uid = I_MAX(r->moved_uid, lost->uid);
+	}
+}
+
 /* What other nodes know. */
 static void xid_recover_answered(struct xid_recover *r)
 {
@@ -364,6 +404,7 @@ static void xid_recover_write(struct xid_recover *r)
 	}
 	xid_header_write(r->xbox, r->trans, array_front(&r->entries),
 			 array_count(&r->entries), r->covered_uid);
+	xid_header_update_moved(r->xbox, r->trans, r->moved_uid);
 }
 
 static void
@@ -415,6 +456,8 @@ static int xid_recover_fill(struct xid_recover *r)
 	(void)xid_recover_namespace(r, ns, strlen(ns));
 
 	xid_recover_locate(r);
+	r->moved_uid = info.moved_uid;
+	xid_recover_moved(r);
 	if (r->registry != NULL && xid_recover_known(r) < 0)
 		return -1;
 	xid_recover_answered(r);
@@ -504,7 +547,8 @@ xid_recover_find_unknown(struct xid_recover *r, ARRAY_TYPE(const_string) *guids,
 
 	for (i = 0; i < array_count(&r->mails); i++) {
 		lost = array_idx(&r->mails, i);
-		if (lost->guid == NULL || *lost->guid == '\0')
+		if (lost->guid == NULL || *lost->guid == '\0' ||
+		    lost->moved != NULL)
 			continue;
 		ret = r->registry == NULL ? 0 :
 			xid_recover_take(r, lost, FALSE, &xid);
@@ -595,6 +639,8 @@ static int xid_recover_run(struct xid_mailbox *xbox, uint32_t first_uid)
 	p_array_init(&r.mails, r.pool, 16);
 	xid_recover_find_lost(&r);
 	ret = known = xid_recover_ask_registry(&r);
+	if (ret > 0)
+		xid_recover_find_moved(&r);
 	if (ret >= 0) T_BEGIN {
 		ret = xid_recover_ask_daemon(&r);
 	} T_END;

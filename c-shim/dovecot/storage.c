@@ -138,9 +138,9 @@ void xid_saved_mail_set_xid(struct mailbox_transaction_context *t,
 }
 
 void xid_save_keeps_xid(struct mailbox_transaction_context *t,
-			const struct imap_xid *xid)
+			const struct imap_xid *xid, const char *guid)
 {
-	xid_saved_mail_set_xid(t, xid_saved_mail_last(t, NULL), xid);
+	xid_saved_mail_set_xid(t, xid_saved_mail_last(t, guid), xid);
 }
 
 static int xid_saved_mail_seq_cmp(const uint32_t *seq,
@@ -275,7 +275,9 @@ static int xid_copy(struct mail_save_context *ctx, struct mail *mail)
 		    mail_get_special(mail, MAIL_FETCH_GUID, &guid) == 0)
 			saved = xid_saved_mail_last(t, guid);
 	} else if (renumbering) {
-		saved = xid_saved_mail_last(t, NULL);
+		if (mail_get_special(mail, MAIL_FETCH_GUID, &guid) < 0)
+			guid = NULL;
+		saved = xid_saved_mail_last(t, guid);
 	} else {
 		return 0;
 	}

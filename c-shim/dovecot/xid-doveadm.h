@@ -82,8 +82,8 @@ void xid_doveadm_append_string(string_t *json, const char *str);
    with create). */
 int xid_stage_open(struct xid_doveadm *cmd, bool create,
 		   struct mailbox **stage_r);
-/* It is empty. To be freed all the same. */
-int xid_stage_delete(struct xid_doveadm *cmd, struct mailbox *stage);
+/* It is empty: nobody needs to look into it. */
+void xid_stage_emptied(struct xid_doveadm *cmd, struct mailbox *stage);
 /* GUIDs by sequence, from the data stack. */
 void xid_stage_guids(struct mailbox *stage, ARRAY_TYPE(const_string) *guids);
 /* The same as members of a JSON array. */

@@ -97,10 +97,27 @@ int xid_mailbox_adopt(struct xid_mailbox *xbox,
 int xid_numbers_skip(struct xid_mailbox *xbox,
 		     const struct imap_xid_entry *mails, unsigned int count);
 
-/* storage.c: the message that was put last into the transaction keeps this XID.
-   Its namespace must be known to the index. */
+/* storage.c: the message that was put last into the transaction, and has this
+   GUID, keeps this XID. Its namespace must be known to the index. */
 void xid_save_keeps_xid(struct mailbox_transaction_context *t,
-			const struct imap_xid *xid);
+			const struct imap_xid *xid, const char *guid);
+
+/*
+ * moving.c
+ */
+
+/* Around the commit of messages that keep their XIDs. */
+void xid_moving_begin(struct mailbox_transaction_context *t);
+void xid_moving_end(struct mailbox *box, bool success);
+
+/* What a process that was killed meanwhile has left. */
+struct xid_moving {
+	const char *guid, *xid;
+	bool taken;
+};
+ARRAY_DEFINE_TYPE(xid_moving, struct xid_moving);
+void xid_moving_read(struct xid_mailbox *xbox, pool_t pool,
+		     ARRAY_TYPE(xid_moving) *moving);
 
 /*
  * recover.c, register.c

@@ -11,6 +11,7 @@
      recover.c   messages that have none yet get theirs
      register.c  what the registry is told
      adopt.c     XIDs that come from elsewhere
+     moving.c    what moves within a mailbox, in case of a crash
      find.c      XID -> message, and what a client's state lacks
      guids.c     GUIDs of many messages, without a look at their files
      doveadm.c   doveadm xid ... (xid-doveadm.h)
@@ -138,6 +139,8 @@ struct xid_mailbox {
 	bool disabled:1;
 	/* xid_mailbox_ensure() is running; it syncs nothing by itself. */
 	bool ensuring:1;
+	/* moving.c wrote down what is being committed. */
+	bool moving:1;
 };
 
 /* Called for each mailbox that has XIDs when it is allocated, to put

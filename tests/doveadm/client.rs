@@ -58,28 +58,43 @@ impl Doveadm {
         self.write.write_all(line.as_bytes()).expect("sent");
     }
 
-    fn line(&mut self) -> String {
+    /// None when the server closed the connection.
+    fn try_line(&mut self) -> Option<String> {
         let mut line = String::new();
-        let length = self.read.read_line(&mut line).expect("an answer");
-        assert_ne!(length, 0, "the server closed the connection");
-        line.trim_end_matches('\n').to_owned()
+        match self.read.read_line(&mut line) {
+            Ok(_) if line.ends_with('\n') => Some(line.trim_end_matches('\n').to_owned()),
+            _ => None,
+        }
+    }
+
+    fn line(&mut self) -> String {
+        self.try_line()
+            .expect("an answer, not an end of the connection")
     }
 
     /// Runs a command ("xid look") for a user.
     pub fn run(&mut self, user: &str, command: &str, args: &[&str]) -> Reply {
+        self.start(user, command, args);
+        self.finish()
+            .unwrap_or_else(|| panic!("{command} {args:?}: the connection ended"))
+    }
+
+    /// Sends a command.
+    pub fn start(&mut self, user: &str, command: &str, args: &[&str]) {
         let words = [&["", user, command], args].concat();
         let words: Vec<String> = words.iter().map(|word| escape(word)).collect();
         self.send(&format!("{}\n", words.join("\t")));
-        let field = self.line();
-        let result = self.line();
-        assert!(
-            result.starts_with(['+', '-']),
-            "{command}: {field:?} {result:?}"
-        );
-        Reply {
+    }
+
+    /// Waits for its answer; None when the connection ended before.
+    pub fn finish(&mut self) -> Option<Reply> {
+        let field = self.try_line()?;
+        let result = self.try_line()?;
+        assert!(result.starts_with(['+', '-']), "{field:?} {result:?}");
+        Some(Reply {
             failed: result[1..].to_owned(),
             field: unescape(field.trim_end_matches('\t')),
-        }
+        })
     }
 }
 

@@ -6,6 +6,7 @@ mod harness;
 
 mod ask;
 mod client;
+mod kills;
 mod look;
 mod marks;
 mod moves;
