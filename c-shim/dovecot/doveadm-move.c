@@ -40,6 +40,19 @@ xid_copy_init(struct xid_copy *copy, struct xid_doveadm *cmd,
 	copy->mail = mail_alloc(copy->src_t, MAIL_FETCH_GUID, NULL);
 }
 
+/* As replication does: it is no new mail, so quota has no say. */
+static void xid_copy_begin(struct xid_copy *copy)
+{
+	struct mail_user *user = copy->cmd->user;
+	bool dsyncing = user->dsyncing;
+
+	user->dsyncing = TRUE;
+	copy->dest_t = mailbox_transaction_begin(copy->dest,
+		MAILBOX_TRANSACTION_FLAG_EXTERNAL |
+		MAILBOX_TRANSACTION_FLAG_ASSIGN_UIDS, "xid copy to");
+	user->dsyncing = dsyncing;
+}
+
 static int xid_copy_commit(struct xid_copy *copy)
 {
 	int ret;
@@ -133,11 +146,8 @@ xid_copy_saved(struct xid_copy *copy, const struct imap_xid *xid)
 			xid_doveadm_fail_box(copy->cmd, copy->src, "GUID");
 	}
 	guid = t_strdup(guid);
-	if (copy->dest_t == NULL) {
-		copy->dest_t = mailbox_transaction_begin(copy->dest,
-			MAILBOX_TRANSACTION_FLAG_EXTERNAL |
-			MAILBOX_TRANSACTION_FLAG_ASSIGN_UIDS, "xid copy to");
-	}
+	if (copy->dest_t == NULL)
+		xid_copy_begin(copy);
 	ctx = mailbox_save_alloc(copy->dest_t);
 	if (xid_copy_metadata(ctx, copy->mail) < 0) {
 		mailbox_save_cancel(&ctx);

@@ -307,3 +307,83 @@ fn copies_of_one_message_have_an_xid_each() {
         "{reply:?}"
     );
 }
+
+#[test]
+fn quota_has_no_say_in_moves() {
+    for format in Format::ALL {
+        let setup = crate::state::setup(format).mail_plugins("zlib quota").conf(
+            "plugin {\n  quota = count:User quota\n  quota_vsizes = yes\n  \
+                 quota_rule = *:messages=5\n}",
+        );
+        let mut node = Node::start_with(setup);
+        fill(&mut node, 5);
+        let reply = node
+            .server
+            .imap(USER)
+            .try_append("INBOX", &message(6))
+            .expect("an answer");
+        assert_eq!(reply.status, "NO", "{format:?}: {}", reply.text);
+        node.state("xid raise", "INBOX", &["50", "0"]);
+        node.state("xid drop", "INBOX", &["3:5", "0"]);
+        let staged = node.state("xid stage", "INBOX", &["51:53", "0"]).staged;
+        node.state("xid drop", "INBOX", &["51:53", "0"]);
+        for n in 6..=8 {
+            node.server.append(USER, "INBOX", &message(n));
+        }
+        for guid in &staged {
+            node.state("xid unstage", "INBOX", &[guid, "0"]);
+        }
+        assert_eq!(node.look("INBOX").entries.len(), 8, "{format:?}");
+    }
+}
+
+#[test]
+fn neither_gate_nor_limit_stops_what_the_daemon_does() {
+    let setup = crate::state::setup(Format::Sdbox)
+        .xid("xid_uid_source", "cluster")
+        .xid("xid_uid_wait", "60s");
+    let mut node = Node::start_with(setup);
+    node.server.allow_log("xidd");
+    let mut client = node.server.imap(USER);
+    for n in 1..=4 {
+        client.append("INBOX", &message(n));
+    }
+    let state = node.state("xid expose", "INBOX", &["2", "4", "200", "0"]);
+    assert_eq!((state.shown, state.limit), (2, 4));
+    assert!(
+        node.state("xid gate", "INBOX", &["close", "600000", "0"])
+            .gated
+    );
+    let begin = std::time::Instant::now();
+    node.state("xid raise", "INBOX", &["50", "0"]);
+    node.state("xid drop", "INBOX", &["3:4", "0"]);
+    let staged = node.state("xid stage", "INBOX", &["51:52", "0"]).staged;
+    node.state("xid drop", "INBOX", &["51:52", "0"]);
+    for guid in &staged {
+        node.state("xid unstage", "INBOX", &[guid, "0"]);
+        node.state("xid dropstaged", "INBOX", &[guid, "0"]);
+    }
+    assert_eq!(node.look("INBOX").uids(), [1, 2, 53, 54]);
+    assert!(
+        begin.elapsed() < std::time::Duration::from_secs(50),
+        "nothing waited"
+    );
+    node.state("xid gate", "INBOX", &["open", "0", "0"]);
+}
+
+#[test]
+fn replication_does_not_carry_the_stage_away() {
+    let mut node = Node::start(Format::Sdbox);
+    fill(&mut node, 4);
+    node.state("xid stage", "INBOX", &["3", "0"]);
+    let copy = node.server.home(USER).join("copy");
+    let location = format!("sdbox:{}", copy.display());
+    let backup = node.server.doveadm(&["backup", "-u", USER, &location]);
+    assert_eq!(backup.code, 0, "{backup:?}");
+    let boxes: Vec<_> = std::fs::read_dir(copy.join("mailboxes"))
+        .expect("mailboxes")
+        .map(|entry| entry.expect("an entry").file_name())
+        .collect();
+    assert_eq!(boxes, ["INBOX"]);
+    assert!(!copy.join("xid.stage").exists());
+}
