@@ -1,7 +1,6 @@
 /* Every message that is saved gets its XID in its own index transaction. */
 #include "xid-index.h"
 #include "cluster.h"
-#include "wait.h"
 #include "guid.h"
 #include "mail-index-private.h"
 #include "mail-index-modseq.h"

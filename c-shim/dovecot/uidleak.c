@@ -775,32 +775,60 @@ xid_leak_mail_alloc(struct mailbox_transaction_context *t,
  * FETCH's UID item
  */
 
+/* Of one FETCH, so that nearly every message costs a few comparisons. */
+struct xid_fetch_uid_context {
+	/* UIDs up to this one are stable in this mailbox, as of this
+	   xid_wait_generation: NOTIFY's FETCH outlives mailboxes. */
+	struct mailbox *box;
+	uint32_t stable_uid;
+	unsigned int generation;
+};
+
 /* Every command that shows UIDs waited for them. Should one have slipped
    through, it shows a message without its UID. */
-static int xid_fetch_uid(struct imap_fetch_context *ctx, struct mail *mail,
-			 void *context ATTR_UNUSED)
+static bool
+xid_fetch_uid_may_show(struct xid_fetch_uid_context *uctx, struct mail *mail)
 {
-	if (xid_wait_users > 0) {
-		struct xid_wait_mailbox *wbox = xid_wait_mailbox_get(mail->box);
+	struct xid_wait_mailbox *wbox = xid_wait_mailbox_get(mail->box);
 
-		if (wbox != NULL && !wbox->xbox->xuser->set.uids)
-			return 1;
-		/* it never goes down: mostly the one seen last will do */
-		if (wbox != NULL && mail->uid > wbox->last_watermark &&
-		    mail->uid > xid_wait_watermark(wbox)) {
-			e_error(mail->box->event, "xid: FETCH left a UID out "
-				"that is not agreed yet: please report this");
-			return 1;
-		}
-	}
-	str_printfa(ctx->state.cur_str, "UID %u ", mail->uid);
+	uctx->stable_uid = 0;
+	if (wbox == NULL)
+		return TRUE;
+	if (!wbox->xbox->xuser->set.uids)
+		return FALSE;
+	uctx->stable_uid = xid_wait_watermark(wbox);
+	uctx->box = mail->box;
+	uctx->generation = xid_wait_generation;
+	if (mail->uid <= uctx->stable_uid)
+		return TRUE;
+	e_error(mail->box->event, "xid: FETCH left a UID out "
+		"that is not agreed yet: please report this");
+	return FALSE;
+}
+
+static int xid_fetch_uid(struct imap_fetch_context *ctx, struct mail *mail,
+			 void *context)
+{
+	struct xid_fetch_uid_context *uctx = context;
+
+	if (xid_wait_users == 0 ||
+	    (mail->uid <= uctx->stable_uid && mail->box == uctx->box &&
+	     uctx->generation == xid_wait_generation) ||
+	    xid_fetch_uid_may_show(uctx, mail))
+		str_printfa(ctx->state.cur_str, "UID %u ", mail->uid);
 	return 1;
 }
 
 static bool xid_fetch_uid_init(struct imap_fetch_init_context *ctx)
 {
+	/* UID FETCH adds the item by itself; the host would take a second one
+	   for another, since they differ in their contexts */
+	if (xid_fetch_has_uid(ctx->fetch_ctx))
+		return TRUE;
 	imap_fetch_add_handler(ctx, IMAP_FETCH_HANDLER_FLAG_BUFFERED, NULL,
-			       xid_fetch_uid, NULL);
+			       xid_fetch_uid,
+			       p_new(ctx->pool,
+				     struct xid_fetch_uid_context, 1));
 	return TRUE;
 }
 

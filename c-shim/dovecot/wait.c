@@ -39,6 +39,7 @@ struct xid_waiting {
 };
 
 unsigned int xid_wait_users = 0;
+unsigned int xid_wait_generation = 0;
 bool xid_wait_imap = FALSE;
 unsigned int xid_wait_inside = 0;
 
@@ -153,6 +154,7 @@ static int xid_wait_attach_from(struct xid_wait_mailbox *wbox,
 		if (wbox->attached_uid_validity !=
 		    wbox->xbox->core_uid_validity)
 			wbox->last_watermark = 0;
+		xid_wait_generation++;
 		wbox->attached = core;
 		wbox->attached_uid_validity = wbox->xbox->core_uid_validity;
 	}
@@ -497,6 +499,7 @@ static void xid_wait_mailbox_close(struct mailbox *box)
 
 	xid_leak_close(wbox);
 	wbox->attached = NULL;
+	xid_wait_generation++;
 	xid_wait_inside++;
 	wbox->prev.close(box);
 	xid_wait_inside--;
@@ -514,6 +517,7 @@ xid_wait_mailbox_allocated(struct xid_mailbox *xbox, struct mailbox_vfuncs *v)
 	wbox = p_new(xbox->box->pool, struct xid_wait_mailbox, 1);
 	wbox->xbox = xbox;
 	xbox->wait = wbox;
+	xid_wait_generation++;
 
 	wbox->prev.close = v->close;
 	v->close = xid_wait_mailbox_close;

@@ -21,6 +21,9 @@ struct client_command_context;
 
 /* How many users of this process have UIDs that may wait, or none at all. */
 extern unsigned int xid_wait_users;
+/* Changes when a watermark that was read may be another mailbox's by now, or
+   of another UIDVALIDITY. */
+extern unsigned int xid_wait_generation;
 /* This process serves IMAP clients. */
 extern bool xid_wait_imap;
 /* More than 0 while the storage asks itself (list index, sizes, full text

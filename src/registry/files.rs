@@ -31,6 +31,10 @@ const ASIDE_NAMES: u32 = 1000;
 
 /// Makes the mail root and what is above it, readable for the owner only.
 pub(super) fn make_root(dir: &Path) -> Result<(), Error> {
+    // Nearly always: making it would lock the folder above only to find that out.
+    if dir.is_dir() {
+        return Ok(());
+    }
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -175,12 +179,32 @@ pub(super) fn remove_leftovers(path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// One of our own files, opened.
+pub(super) struct Own {
+    pub(super) file: File,
+    /// What it was when it was opened.
+    pub(super) meta: fs::Metadata,
+    /// Something else was in its place, and moved aside.
+    pub(super) was_none: bool,
+}
+
 /// Opens one of our own files. A folder, a link or a device in its place would stop us for ever,
-/// so it is moved aside; `true` says that this was done.
-pub(super) fn open_own(path: &Path, options: &OpenOptions) -> Result<(File, bool), Error> {
+/// so it is moved aside.
+pub(super) fn open_own(path: &Path, options: &OpenOptions) -> Result<Own, Error> {
+    let look = |file: &File| file.metadata().map_err(|e| Error::io("look at", path, e));
     let first = match options.open(path) {
-        Ok(file) if file.metadata().is_ok_and(|meta| meta.is_file()) => return Ok((file, false)),
-        Ok(_) => io::ErrorKind::InvalidInput.into(),
+        Ok(file) => {
+            let meta = look(&file)?;
+            if meta.is_file() {
+                let was_none = false;
+                return Ok(Own {
+                    file,
+                    meta,
+                    was_none,
+                });
+            }
+            io::ErrorKind::InvalidInput.into()
+        }
         Err(e) => e,
     };
     let in_the_way = fs::symlink_metadata(path).is_ok_and(|meta| !meta.is_file());
@@ -198,7 +222,12 @@ pub(super) fn open_own(path: &Path, options: &OpenOptions) -> Result<(File, bool
         ),
     );
     let file = options.open(path).map_err(|e| Error::io("open", path, e))?;
-    Ok((file, true))
+    let meta = look(&file)?;
+    Ok(Own {
+        file,
+        meta,
+        was_none: true,
+    })
 }
 
 fn free_name(path: &Path) -> Result<PathBuf, Error> {

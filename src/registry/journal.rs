@@ -401,13 +401,22 @@ impl Journal {
                 return Ok((slot.insert(file), meta.len()));
             }
         }
-        let mut options = OpenOptions::new();
-        options.read(true).append(true).create(true).mode(0o600);
-        options.custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW);
-        let (file, _) = files::open_own(&self.path, &options)?;
-        let meta = file.metadata().map_err(look)?;
-        files::give_to_owner(&file, &self.path)?;
+        let files::Own { file, meta, .. } = self.open()?;
         Ok((slot.insert(file), meta.len()))
+    }
+
+    /// Opens the file; makes it only where it is missing, since that locks its folder.
+    fn open(&self) -> Result<files::Own, Error> {
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).mode(0o600);
+        options.custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW);
+        let missing = |e: &Error| matches!(e, Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound);
+        let own = match files::open_own(&self.path, &options) {
+            Err(e) if missing(&e) => files::open_own(&self.path, options.create(true))?,
+            other => other?,
+        };
+        files::give_to_owner(&own.file, &self.path)?;
+        Ok(own)
     }
 }
 

@@ -108,7 +108,7 @@ impl Registry {
         let mark = self.watermarks_mark();
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600);
-        let (file, _) = files::open_own(&mark, &options)?;
+        let file = files::open_own(&mark, &options)?.file;
         files::give_to_owner(&file, &mark)?;
         files::sync_folder_of(&mark)
     }

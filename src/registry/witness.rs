@@ -77,7 +77,7 @@ impl Witness {
             .truncate(false)
             .mode(0o600);
         options.custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW);
-        let (file, was_none) = files::open_own(&self.path, &options)?;
+        let files::Own { file, was_none, .. } = files::open_own(&self.path, &options)?;
         if was_none {
             // An empty one would say that there never was a registry.
             file.write_all_at(UNREADABLE, 0)
