@@ -184,8 +184,9 @@ fn decide<G: Ident, X: Ident>(replica: &Replica, config: &Config, view: &View<G,
         .or_else(|| holder.adopt(replica))
         .or_else(|| holder.dedupe(replica))
         .or_else(|| holder.settle(replica))
-        .or_else(|| holder.publish())
+        // Before publishing what came since: where messages keep coming, there is always some.
         .or_else(|| holder.advance())
+        .or_else(|| holder.publish())
         .or_else(|| holder.push())
         .unwrap_or(Step::Wait)
 }

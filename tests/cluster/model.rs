@@ -378,6 +378,13 @@ fn what_is_stable_does_not_come_back_from_the_stage() {
     needs("skip_settled", "I5", cluster.from(start));
 }
 
+#[test]
+fn what_moved_before_it_was_stable_is_not_settled() {
+    let faults = ["expire", "rogue", "stray"];
+    let cluster = never_settling(cluster(2, 1, &faults));
+    needs("settled_was_stable", "I5", cluster);
+}
+
 /// On nodes that also fail to keep the bound, which else hides it.
 #[test]
 fn who_is_no_holder_promises_all_it_has() {

@@ -53,6 +53,8 @@ pub struct HostRules {
     pub xids_travel: bool,
     /// A replaced disk gets a new incarnation.
     pub new_incarnation: bool,
+    /// What is gone counts as settled only if it went when it was stable.
+    pub settled_was_stable: bool,
     /// A promise makes durable what it covers.
     pub promise_is_durable: bool,
     /// The XHXID state carries a mark.
@@ -67,6 +69,7 @@ impl Default for HostRules {
             window: true,
             xids_travel: true,
             new_incarnation: true,
+            settled_was_stable: true,
             promise_is_durable: true,
             mark_in_state: true,
         }
@@ -326,7 +329,16 @@ impl Host {
         }
     }
 
-    fn local(&self, shown_ever: &BTreeMap<Uid, Guid>) -> Local<Guid, Xid> {
+    /// Which GUIDs are stable here, or were when they were expunged. (Not those that were at such
+    /// a UID and went before it was stable: they may have moved.)
+    fn settled(&self, s: Uid, gone: impl Fn(&Msg) -> bool) -> Vec<Guid> {
+        let here = self.mail.iter().filter(|m| m.uid <= s);
+        let gone = self.gone.iter().filter(|m| gone(m));
+        here.chain(gone).map(|m| m.guid).collect()
+    }
+
+    /// What its daemon sees, where those GUIDs are settled.
+    fn local(&self, settled: &[Guid]) -> Local<Guid, Xid> {
         let entry = |m: &Msg, expunged| Entry {
             uid: m.uid,
             guid: m.guid,
@@ -338,7 +350,7 @@ impl Host {
         entries.sort();
         let staged = self.stage.iter().map(|(guid, _)| Staged {
             guid: *guid,
-            settled: shown_ever.values().any(|g| g == guid),
+            settled: settled.contains(guid),
         });
         Local {
             entries,
@@ -382,6 +394,7 @@ pub const RULES: &[&str] = &[
     "window",
     "xids_travel",
     "new_incarnation",
+    "settled_was_stable",
     "promise_is_durable",
     "mark_in_state",
 ];
@@ -417,6 +430,7 @@ impl Cluster {
             "window" => &mut self.host.window,
             "xids_travel" => &mut self.host.xids_travel,
             "new_incarnation" => &mut self.host.new_incarnation,
+            "settled_was_stable" => &mut self.host.settled_was_stable,
             "promise_is_durable" => &mut self.host.promise_is_durable,
             "mark_in_state" => &mut self.host.mark_in_state,
             _ => panic!("{rule}: no such rule"),
@@ -724,11 +738,21 @@ impl Cluster {
             alive: world.etcd.alive.clone(),
             complete: world.etcd.alive.len() == world.hosts.len(),
         };
-        let local = world.hosts[node as usize].local(&world.ghost.shown);
+        let source = self.source(world, node);
+        let s = world.etcd.record().map_or(0, |s| s.uid);
+        let known = |from: &Source<Guid, Xid>| {
+            let was_shown = |m: &Msg| world.ghost.shown.get(&m.uid) == Some(&m.guid);
+            let stable = |m: &Msg| match self.host.settled_was_stable {
+                true => was_shown(m),
+                false => m.uid <= s,
+            };
+            world.hosts[from.node.0 as usize].settled(s, stable)
+        };
+        let settled = source.as_ref().map(known).unwrap_or_default();
         View {
             etcd,
-            local,
-            source: self.source(world, node),
+            local: world.hosts[node as usize].local(&settled),
+            source,
         }
     }
 
@@ -743,7 +767,7 @@ impl Cluster {
             let host = &world.hosts[n.0 as usize];
             host.up && host.incarnation == i.0 && world.etcd.alive.get(n) == Some(i)
         })?;
-        let mut entries = world.hosts[of.0.0 as usize].local(&BTreeMap::new()).entries;
+        let mut entries = world.hosts[of.0.0 as usize].local(&[]).entries;
         entries.retain(|e| e.uid <= stable.uid);
         Some(Source {
             node: *of.0,
@@ -896,7 +920,9 @@ impl Cluster {
                 return;
             }
         }
-        if commits > plain.len() && self.may_renumber(&world.hosts[*node as usize], renumbering) {
+        let host = &world.hosts[*node as usize];
+        let fits = unlimited || self.fits(host, renumbering);
+        if commits > plain.len() && fits && self.may_renumber(host, renumbering) {
             for op in renumbering {
                 self.apply(world, *node, op, unlimited);
             }
@@ -925,6 +951,17 @@ impl Cluster {
         }
         world.left.rogue -= 1;
         self.apply(world, node, &op, false)
+    }
+
+    /// The interlock: no UID above the bound.
+    fn fits(&self, host: &Host, ops: &[Op]) -> bool {
+        let mut next = host.next;
+        ops.iter().all(|op| {
+            if let Op::Renumber { to: uid, .. } | Op::Import { uid, .. } = op {
+                next = next.max(*uid) + 1;
+            }
+            !self.above_bound(host, next - 1)
+        })
     }
 
     /// The interlock: nothing that is shown or promised changes its UID.
