@@ -49,7 +49,7 @@ fn same<G: Ident, X: Ident>(at: &[Option<&Entry<G, X>>]) -> bool {
         None => true,
         Some(first) => {
             let equal = |e: &&&Entry<G, X>| e.guid == first.guid && e.xid == first.xid;
-            alive.len() == at.len() && alive.iter().all(|e| equal(&e))
+            alive.len() == at.len() && alive.iter().all(equal)
         }
     }
 }

@@ -576,7 +576,10 @@ impl<'a, G: Ident, X: Ident> Holder<'a, G, X> {
             // A peer that withdrew is busy: it will say when it is not.
             Some(tail) => tail.value.firm && lacks(s, &self.mine, &tail.value),
         };
-        let (peer, tail) = self.others.iter().find(|(_, tail)| behind(tail))?;
+        // Who has the least comes first: S waits for it.
+        let end = |tail: &Option<&At<Tail<G, X>>>| tail.map_or(0, |t| t.value.end);
+        let lacking = self.others.iter().filter(|(_, tail)| behind(tail));
+        let (peer, tail) = lacking.min_by_key(|(_, tail)| end(tail))?;
         // Equal next UIDs are what the replication's shortcut looks at.
         let alike = tail.is_some_and(|t| t.value.next == self.mine.next);
         Some(Step::Sync {

@@ -12,14 +12,14 @@ const HELP: &str = "\
 cluster-sim [NAME=VALUE]...
 What a message costs in a cluster of 2 to 5 nodes, by simulation.
   messages=N    appended in each run (200)
-  every=MS      between two messages of one node (500)
+  every=MS      between two messages of one node (500; `rare`: 20 times as much)
   fsync=US      one write to a disk (2000)
   command=US    one command of the daemon on its own node (1500)
   dsync=US      a dsync without distance (60000)
   turns=N       how often a dsync waits for the other side (6)
   reads=0       the daemon follows a watch in place of reading etcd for each decision (1)
-Names are NAME.NODES.RTT.WORKLOAD: RTT in ms; `one`: one writer, on another node than etcd's
-leader; `all`: every node writes.";
+Names are NAME.NODES.RTT.WORKLOAD: RTT in ms; `rare` and `one`: one writer, on another node than
+etcd's leader; `all`: every node writes.";
 
 const NODES: [u8; 4] = [2, 3, 4, 5];
 const RTTS_MS: [u64; 3] = [0, 20, 100];
@@ -44,8 +44,10 @@ fn main() {
     let mut table = Vec::new();
     for nodes in NODES {
         for rtt in RTTS_MS {
-            for (name, writers) in [("one", 1), ("all", nodes)] {
-                let counts = run(&options, nodes, rtt * MS, writers).unwrap_or_else(|why| {
+            for (name, writers, slow) in [("rare", 1, 20), ("one", 1, 1), ("all", nodes, 1)] {
+                let every = options.every * slow;
+                let run = run(&options, nodes, rtt * MS, writers, every);
+                let counts = run.unwrap_or_else(|why| {
                     eprintln!("{nodes} nodes, {rtt} ms, {name}: {why}");
                     std::process::exit(1);
                 });
@@ -93,7 +95,13 @@ fn options(args: &[String]) -> Result<Options, String> {
 
 /// One mailbox on so many nodes. A lone writer is not beside etcd's leader; several write at
 /// moments of their own, each as often as the lone one.
-fn run(options: &Options, nodes: u8, rtt: Time, writers: u8) -> Result<Counts, &'static str> {
+fn run(
+    options: &Options,
+    nodes: u8,
+    rtt: Time,
+    writers: u8,
+    every: Time,
+) -> Result<Counts, &'static str> {
     let given = Given {
         nodes,
         rtt,
@@ -104,9 +112,9 @@ fn run(options: &Options, nodes: u8, rtt: Time, writers: u8) -> Result<Counts, &
     for message in 0..options.messages {
         let writer = message % writers;
         let node = if writers == 1 { 1 } else { writer };
-        let round = (message / writers) as Time * options.every;
+        let round = (message / writers) as Time * every;
         // A golden-section step: never twice at one distance from the other nodes' rounds.
-        let jitter = message as Time * 618_034 % (options.every / 2).max(1);
+        let jitter = message as Time * 618_034 % (every / 2).max(1);
         cell.append_at(round + jitter, node);
     }
     cell.run()?;
