@@ -4,8 +4,6 @@
 #include "json-parser.h"
 #include "str.h"
 
-ARRAY_DEFINE_TYPE(xid_record, struct xid_record);
-
 void xid_doveadm_append_string(string_t *json, const char *str)
 {
 	str_append_c(json, '"');
@@ -49,16 +47,6 @@ xid_entry_append(struct xid_doveadm *cmd, string_t *json, uint32_t seq,
 	else
 		str_append(json, "null");
 	str_append_c(json, '}');
-}
-
-static int xid_record_cmp(const struct xid_record *r1,
-			  const struct xid_record *r2)
-{
-	if (r1->ns != r2->ns)
-		return r1->ns < r2->ns ? -1 : 1;
-	if (r1->number != r2->number)
-		return r1->number < r2->number ? -1 : 1;
-	return 0;
 }
 
 /* The XIDs of those messages from seq1 to seq2 that may have had another UID

@@ -5,6 +5,7 @@
    the other's work half done. */
 #include "xid-doveadm.h"
 #include "file-lock.h"
+#include "hash.h"
 #include "imap-seqset.h"
 
 /* Replication's own lock on a mailbox. */
@@ -222,43 +223,44 @@ static int xid_raise_next_uid(struct xid_doveadm *cmd, uint32_t floor)
 	return xid_doveadm_sync(cmd);
 }
 
-static bool xid_record_is_among(struct xid_doveadm *cmd, uint32_t seq,
-				uint32_t seq1, uint32_t seq2)
-{
-	struct xid_record rec, other;
-
-	if (!xid_record_get(cmd->xbox, cmd->box->view, seq, &rec))
-		return FALSE;
-	for (; seq1 <= seq2; seq1++) {
-		if (xid_record_get(cmd->xbox, cmd->box->view, seq1, &other) &&
-		    rec.ns == other.ns && rec.number == other.number)
-			return TRUE;
-	}
-	return FALSE;
-}
-
-/* The messages above the floor that may have come from below: a few, where a
-   move was cut short. */
+/* The XIDs of messages above the floor that may have come from below, where a
+   move was cut short; sorted. */
 static void
 xid_raised_get(struct xid_doveadm *cmd, uint32_t floor,
-	       uint32_t *seq1_r, uint32_t *seq2_r)
+	       ARRAY_TYPE(xid_record) *raised)
 {
 	struct xid_header_info info;
+	struct xid_record rec;
+	uint32_t seq1, seq2;
 
 	xid_header_read(cmd->xbox, NULL, &info);
-	if (info.moved_uid > floor &&
-	    mail_index_lookup_seq_range(cmd->box->view, floor + 1,
-					info.moved_uid, seq1_r, seq2_r))
+	if (info.moved_uid <= floor ||
+	    !mail_index_lookup_seq_range(cmd->box->view, floor + 1,
+					 info.moved_uid, &seq1, &seq2))
 		return;
-	*seq1_r = 1;
-	*seq2_r = 0;
+	for (; seq1 <= seq2; seq1++) {
+		if (xid_record_get(cmd->xbox, cmd->box->view, seq1, &rec))
+			array_push_back(raised, &rec);
+	}
+	array_sort(raised, xid_record_cmp);
+}
+
+static bool
+xid_is_raised(struct xid_doveadm *cmd, uint32_t seq,
+	      ARRAY_TYPE(xid_record) *raised)
+{
+	struct xid_record rec;
+
+	return xid_record_get(cmd->xbox, cmd->box->view, seq, &rec) &&
+		array_bsearch(raised, &rec, xid_record_cmp) != NULL;
 }
 
 /* What is not stable and lies at or below the floor is copied above it. */
 static int xid_raise_copy(struct xid_doveadm *cmd, uint32_t floor)
 {
 	uint32_t watermark = xid_mailbox_watermark(cmd->box);
-	uint32_t seq, seq1, seq2, raised1, raised2;
+	ARRAY_TYPE(xid_record) raised;
+	uint32_t seq, seq1, seq2;
 	struct xid_copy copy;
 	int ret = 0;
 
@@ -266,10 +268,11 @@ static int xid_raise_copy(struct xid_doveadm *cmd, uint32_t floor)
 	    !mail_index_lookup_seq_range(cmd->box->view, watermark + 1, floor,
 					 &seq1, &seq2))
 		return 0;
-	xid_raised_get(cmd, floor, &raised1, &raised2);
+	t_array_init(&raised, 64);
+	xid_raised_get(cmd, floor, &raised);
 	xid_copy_init(&copy, cmd, cmd->box, cmd->box);
 	for (seq = seq1; seq <= seq2 && ret == 0; seq++) T_BEGIN {
-		if (!xid_record_is_among(cmd, seq, raised1, raised2))
+		if (!xid_is_raised(cmd, seq, &raised))
 			ret = xid_copy_mail(&copy, seq);
 	} T_END;
 	return xid_copy_deinit(&copy, ret);
@@ -354,35 +357,60 @@ int xid_doveadm_drop(struct xid_doveadm *cmd)
  * Stage
  */
 
+typedef HASH_TABLE(const char *, void *) xid_guid_set;
+
+static int
+xid_stage_copy_mail(struct xid_copy *copy, xid_guid_set staged,
+		    const char *guid, uint32_t seq)
+{
+	if (hash_table_lookup(staged, guid) != NULL)
+		return 0;
+	hash_table_insert(staged, guid, POINTER_CAST(1));
+	return xid_copy_mail(copy, seq);
+}
+
 static int
 xid_stage_copy(struct xid_doveadm *cmd, struct mailbox *stage,
-	       const ARRAY_TYPE(seq_range) *uids)
+	       const ARRAY_TYPE(seq_range) *uids, xid_guid_set staged)
 {
-	ARRAY_TYPE(const_string) staged;
 	struct xid_guid_list *guids;
 	struct seq_range_iter iter;
 	struct xid_copy copy;
 	unsigned int i = 0;
 	uint32_t uid, seq;
-	const char *guid;
 	int ret = 0;
 
-	t_array_init(&staged, 64);
-	xid_stage_guids(stage, &staged);
 	guids = xid_guid_list_init(cmd->xbox);
 	xid_copy_init(&copy, cmd, cmd->box, stage);
 	seq_range_array_iter_init(&iter, uids);
 	while (ret == 0 && seq_range_array_iter_nth(&iter, i++, &uid)) {
-		if (!mail_index_lookup_seq(cmd->box->view, uid, &seq))
-			continue;
-		guid = t_strdup(xid_guid_list_get(guids, seq));
-		if (array_lsearch(&staged, &guid, i_strcmp_p) == NULL) {
-			array_push_back(&staged, &guid);
-			ret = xid_copy_mail(&copy, seq);
+		if (mail_index_lookup_seq(cmd->box->view, uid, &seq)) {
+			ret = xid_stage_copy_mail(&copy, staged,
+				t_strdup(xid_guid_list_get(guids, seq)), seq);
 		}
 	}
 	xid_guid_list_deinit(&guids);
 	return xid_copy_deinit(&copy, ret);
+}
+
+/* What is in the stage already is not put there again. */
+static int
+xid_stage_copy_new(struct xid_doveadm *cmd, struct mailbox *stage,
+		   const ARRAY_TYPE(seq_range) *uids)
+{
+	ARRAY_TYPE(const_string) guids;
+	xid_guid_set staged;
+	const char *guid;
+	int ret;
+
+	t_array_init(&guids, 64);
+	xid_stage_guids(stage, &guids);
+	hash_table_create(&staged, default_pool, 0, str_hash, strcmp);
+	array_foreach_elem(&guids, guid)
+		hash_table_update(staged, guid, POINTER_CAST(1));
+	ret = xid_stage_copy(cmd, stage, uids, staged);
+	hash_table_destroy(&staged);
+	return ret;
 }
 
 static int xid_stage_locked(struct xid_doveadm *cmd)
@@ -394,7 +422,7 @@ static int xid_stage_locked(struct xid_doveadm *cmd)
 	if (xid_doveadm_uids(cmd, cmd->args[0], &uids) < 0 ||
 	    xid_stage_open(cmd, TRUE, &stage) < 0)
 		return -1;
-	ret = xid_stage_copy(cmd, stage, &uids);
+	ret = xid_stage_copy_new(cmd, stage, &uids);
 	if (ret == 0 && mailbox_sync(stage, 0) < 0)
 		ret = xid_doveadm_fail_box(cmd, stage, "sync");
 	/* the originals are to be dropped */
@@ -411,38 +439,34 @@ int xid_doveadm_stage(struct xid_doveadm *cmd)
 	return xid_doveadm_run_locked(cmd, xid_stage_locked);
 }
 
-/* The staged messages with this GUID; one, or none. */
-static void
-xid_staged_find(struct mailbox *stage, const char *guid,
-		ARRAY_TYPE(seq_range) *seqs)
+static int
+xid_find_guid(struct xid_doveadm *cmd, struct mailbox *box, const char *guid,
+	      ARRAY_TYPE(xid_found_mail) *found)
 {
-	ARRAY_TYPE(const_string) staged;
-	unsigned int i;
-
-	t_array_init(&staged, 64);
-	xid_stage_guids(stage, &staged);
-	for (i = 0; i < array_count(&staged); i++) {
-		if (strcmp(array_idx_elem(&staged, i), guid) == 0)
-			seq_range_array_add(seqs, i + 1);
-	}
+	if (xid_mailbox_find_guid(box, guid, found) == 0)
+		return 0;
+	return xid_doveadm_fail(cmd, MAIL_ERROR_TEMP,
+		"%s: the registry cannot be asked, as was logged",
+		mailbox_get_vname(box));
 }
 
 static int
 xid_unstage_copy(struct xid_doveadm *cmd, struct mailbox *stage,
 		 const char *guid)
 {
-	ARRAY_TYPE(seq_range) seqs;
-	const struct seq_range *first;
+	ARRAY_TYPE(xid_found_mail) found;
+	const struct xid_found_mail *first;
 	struct xid_copy copy;
 	int ret;
 
-	t_array_init(&seqs, 4);
-	xid_staged_find(stage, guid, &seqs);
-	if (array_count(&seqs) == 0)
+	t_array_init(&found, 4);
+	if (xid_find_guid(cmd, stage, guid, &found) < 0)
+		return -1;
+	if (array_count(&found) == 0)
 		return 0;
-	first = array_front(&seqs);
+	first = array_front(&found);
 	xid_copy_init(&copy, cmd, stage, cmd->box);
-	ret = xid_copy_mail(&copy, first->seq1);
+	ret = xid_copy_mail(&copy, first->seq);
 	return xid_copy_deinit(&copy, ret);
 }
 
@@ -454,11 +478,8 @@ static int xid_unstage_locked(struct xid_doveadm *cmd)
 	int ret;
 
 	t_array_init(&found, 4);
-	if (xid_mailbox_find_guid(cmd->box, guid, &found) < 0) {
-		return xid_doveadm_fail(cmd, MAIL_ERROR_TEMP,
-			"%s: the registry cannot be asked, as was logged",
-			mailbox_get_vname(cmd->box));
-	}
+	if (xid_find_guid(cmd, cmd->box, guid, &found) < 0)
+		return -1;
 	if (array_count(&found) > 0)
 		return 0;
 	ret = xid_stage_open(cmd, FALSE, &stage);
@@ -483,12 +504,16 @@ static int
 xid_dropstaged_from(struct xid_doveadm *cmd, struct mailbox *stage,
 		    const char *guid)
 {
-	ARRAY_TYPE(seq_range) seqs, uids;
+	ARRAY_TYPE(xid_found_mail) found;
+	const struct xid_found_mail *mail;
+	ARRAY_TYPE(seq_range) uids;
 
-	t_array_init(&seqs, 4);
+	t_array_init(&found, 4);
 	t_array_init(&uids, 4);
-	xid_staged_find(stage, guid, &seqs);
-	mailbox_get_uid_range(stage, &seqs, &uids);
+	if (xid_find_guid(cmd, stage, guid, &found) < 0)
+		return -1;
+	array_foreach(&found, mail)
+		seq_range_array_add(&uids, mail->uid);
 	if (array_count(&uids) > 0 && xid_expunge(cmd, stage, &uids) < 0)
 		return -1;
 	if (mailbox_sync(stage, 0) < 0)

@@ -153,6 +153,15 @@ bool xid_record_get(struct xid_mailbox *xbox, struct mail_index_view *view,
 	return rec_r->number != 0;
 }
 
+int xid_record_cmp(const struct xid_record *r1, const struct xid_record *r2)
+{
+	if (r1->ns != r2->ns)
+		return r1->ns < r2->ns ? -1 : 1;
+	if (r1->number != r2->number)
+		return r1->number < r2->number ? -1 : 1;
+	return 0;
+}
+
 bool xid_record_to_xid(const struct xid_header_info *info,
 		       const struct xid_record *rec, struct imap_xid *xid_r)
 {

@@ -141,16 +141,6 @@ xid_recover_namespace(struct xid_recover *r, const char *ns, size_t ns_len)
 	return array_count(&r->entries) - 1;
 }
 
-static int xid_record_cmp(const struct xid_record *r1,
-			  const struct xid_record *r2)
-{
-	if (r1->ns != r2->ns)
-		return r1->ns < r2->ns ? -1 : 1;
-	if (r1->number != r2->number)
-		return r1->number < r2->number ? -1 : 1;
-	return 0;
-}
-
 static void xid_recover_read_present(struct xid_recover *r)
 {
 	uint32_t seq, count = mail_index_view_get_messages_count(r->view);

@@ -45,6 +45,9 @@ void xid_header_update(struct xid_mailbox *xbox,
 /* The message's record. FALSE = it has none. */
 bool xid_record_get(struct xid_mailbox *xbox, struct mail_index_view *view,
 		    uint32_t seq, struct xid_record *rec_r);
+ARRAY_DEFINE_TYPE(xid_record, struct xid_record);
+/* By namespace and number. */
+int xid_record_cmp(const struct xid_record *r1, const struct xid_record *r2);
 /* The namespace that the header gives an index. */
 bool xid_record_to_xid(const struct xid_header_info *info,
 		       const struct xid_record *rec, struct imap_xid *xid_r);
