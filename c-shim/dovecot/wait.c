@@ -14,6 +14,9 @@
 #define XID_WAIT_POLL_MSECS 250
 /* An alarm that got lost costs at most this long. */
 #define XID_WAIT_RECHECK_MSECS XID_REMIND_MSECS
+/* How long the descriptor outlives the last who waited: his answer comes
+   before the cleaning up, and a client that waits once often waits again. */
+#define XID_WAIT_LINGER_MSECS 50
 
 struct xid_wait_root {
 	struct xid_wait_root *prev, *next;
@@ -23,6 +26,8 @@ struct xid_wait_root {
 	struct io *io;
 	struct timeout *to_check;
 	struct xid_waiting *waiting;
+	/* nobody waits: it ends soon */
+	bool lingering:1;
 };
 
 struct xid_waiting {
@@ -343,7 +348,39 @@ static void xid_wait_root_free(struct xid_wait_root *root)
 	i_free(root);
 }
 
-/* Wake those whose UID is stable now. Frees a root without waiters. */
+static void xid_wait_root_watch(struct xid_wait_root *root)
+{
+	root->lingering = FALSE;
+	timeout_remove(&root->to_check);
+	root->to_check = timeout_add(root->waiter == NULL ?
+		XID_WAIT_POLL_MSECS : XID_WAIT_RECHECK_MSECS,
+		xid_wait_check, root);
+}
+
+static void xid_wait_root_linger(struct xid_wait_root *root)
+{
+	/* advances do not make it longer */
+	if (root->lingering)
+		return;
+	root->lingering = TRUE;
+	timeout_remove(&root->to_check);
+	root->to_check = timeout_add_short(XID_WAIT_LINGER_MSECS,
+					   xid_wait_root_free, root);
+}
+
+/* Those that linger; their mail root may be about to be closed. */
+static void xid_wait_roots_free_unused(void)
+{
+	struct xid_wait_root *root, *next;
+
+	for (root = xid_wait_roots; root != NULL; root = next) {
+		next = root->next;
+		if (root->waiting == NULL)
+			xid_wait_root_free(root);
+	}
+}
+
+/* Wake those whose UID is stable now. */
 static void xid_wait_check(struct xid_wait_root *root)
 {
 	struct xid_waiting *waiting;
@@ -360,7 +397,7 @@ static void xid_wait_check(struct xid_wait_root *root)
 		waiting = root->waiting;
 	}
 	if (root->waiting == NULL)
-		xid_wait_root_free(root);
+		xid_wait_root_linger(root);
 }
 
 static void xid_wait_alarm(struct xid_wait_root *root)
@@ -385,9 +422,7 @@ static void xid_wait_root_open(struct xid_wait_root *root)
 		root->io = io_add(imap_xid_waiter_fd(root->waiter), IO_READ,
 				  xid_wait_alarm, root);
 	}
-	root->to_check = timeout_add(root->waiter == NULL ?
-		XID_WAIT_POLL_MSECS : XID_WAIT_RECHECK_MSECS,
-		xid_wait_check, root);
+	xid_wait_root_watch(root);
 }
 
 static struct xid_wait_root *xid_wait_root_get(imap_xid_root *core)
@@ -395,8 +430,11 @@ static struct xid_wait_root *xid_wait_root_get(imap_xid_root *core)
 	struct xid_wait_root *root;
 
 	for (root = xid_wait_roots; root != NULL; root = root->next) {
-		if (root->core == core)
+		if (root->core == core) {
+			if (root->lingering)
+				xid_wait_root_watch(root);
 			return root;
+		}
 	}
 	root = i_new(struct xid_wait_root, 1);
 	root->core = core;
@@ -534,6 +572,7 @@ static void xid_wait_user_deinit(struct mail_user *user)
 
 	i_assert(xid_wait_users > 0);
 	xid_wait_users--;
+	xid_wait_roots_free_unused();
 	xuser->wait_deinit(user);
 }
 
