@@ -301,6 +301,8 @@ static int xid_doveadm_check(struct xid_doveadm *cmd)
 			"among his mail_plugins, also for doveadm");
 	}
 	cmd->xuser->acts_for_cluster = TRUE;
+	/* another node's daemon asks: to ask it back would have no end */
+	cmd->xuser->asks_nobody = cmd->cmd->run == xid_doveadm_xids;
 	return 0;
 }
 

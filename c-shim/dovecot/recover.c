@@ -609,8 +609,7 @@ static int xid_recover_ask_daemon(struct xid_recover *r)
 	}
 	if (array_count(&guids) == 0)
 		return 0;
-	/* Another node's daemon is asking us: asking it back has no end. */
-	if (r->xbox->xuser->acts_for_cluster ||
+	if (r->xbox->xuser->asks_nobody ||
 	    (r->xbox->unanswered_at != 0 &&
 	     ioloop_time - r->xbox->unanswered_at < XID_ASK_AGAIN_SECS))
 		return -1;

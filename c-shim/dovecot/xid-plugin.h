@@ -101,6 +101,8 @@ struct xid_user {
 	/* Acts for the cluster daemon (doveadm xid): commits pass the gate and
 	   the limit, which are there to make room for them. */
 	bool acts_for_cluster:1;
+	/* Answers another node's question which XIDs messages have. */
+	bool asks_nobody:1;
 };
 
 struct xid_mailbox {

@@ -198,3 +198,54 @@ fn a_table_says_nothing_of_promises_but_what_is_stable_stays() {
     assert_eq!(uids(&one), uids(&other));
     assert_eq!(one.len(), 3);
 }
+
+/// Messages that each writer adds while a sync runs all the time.
+const RACING: usize = 30;
+
+#[test]
+fn messages_that_come_during_a_sync_are_not_doubled() {
+    for format in Format::ALL {
+        let pair = Pair::start(format);
+        for server in &pair.servers {
+            server.append("alice", "INBOX", &message(0));
+            for expected in ["commit failed", "interlock", "Change during sync"] {
+                server.allow_log(expected);
+            }
+            slot(server).promise(0).expect("a promise");
+        }
+        std::thread::scope(|scope| {
+            let writers: Vec<_> = [0, 1]
+                .map(|i| {
+                    let server = &pair.servers[i];
+                    scope.spawn(move || {
+                        let mut client = server.imap("alice");
+                        for n in 1..=RACING {
+                            client.append("INBOX", &message(1000 * i + n));
+                        }
+                    })
+                })
+                .into();
+            while !writers.iter().all(|writer| writer.is_finished()) {
+                pair.sync(&["-f"]);
+            }
+        });
+        let mut both = Vec::new();
+        until("both sides are the same", || {
+            pair.sync(&["-f"]);
+            both = [0, 1]
+                .map(|i| guids(&messages(&pair.servers[i], "INBOX")))
+                .to_vec();
+            both[0] == both[1]
+        });
+        let there = both[0].len();
+        both[0].dedup();
+        assert_eq!(both[0].len(), there, "{format:?}: messages are doubled");
+        assert_eq!(there, 2 * (RACING + 1), "{format:?}");
+    }
+}
+
+fn guids(messages: &[Message]) -> Vec<String> {
+    let mut guids: Vec<String> = messages.iter().map(|m| m.guid.clone()).collect();
+    guids.sort();
+    guids
+}

@@ -235,6 +235,35 @@ fn messages_without_xid_get_the_one_that_another_node_gave_them() {
 }
 
 #[test]
+fn who_answers_another_node_does_not_ask_it_back() {
+    let server = server("foo", Format::Maildir).start();
+    let daemon = Daemon::start(&server);
+    server.append("alice", "INBOX", &message(1));
+    let mailbox = server.doveadm_ok(&["mailbox", "status", "-u", "alice", "guid", "INBOX"]);
+    let (_, hex) = mailbox.trim().rsplit_once('=').expect("a GUID");
+    let dropped = server.mail_dir("alice").join("new/1795480000.dropped.in");
+    std::fs::write(&dropped, message(2)).expect("a file");
+    let (uid, gid) = server.mail_owner();
+    std::os::unix::fs::chown(&dropped, Some(uid), Some(gid)).expect("root may");
+
+    let ask = [
+        "xid",
+        "xids",
+        "-u",
+        "alice",
+        hex,
+        "INBOX",
+        "1795480000.dropped.in",
+    ];
+    assert_eq!(server.doveadm_ok(&ask).trim(), "{\"xids\":{}}");
+    assert!(daemon.asked().is_empty(), "{:?}", daemon.asked());
+    let look = ["xid", "look", "-u", "alice", hex, "INBOX", "0"];
+    assert!(server.doveadm_ok(&look).contains("foo-2"));
+    assert_eq!(daemon.asked(), ["1795480000.dropped.in"]);
+    assert!(server.doveadm_ok(&ask).contains("foo-2"));
+}
+
+#[test]
 fn what_came_while_the_plug_in_was_off_is_not_stable() {
     for format in Format::ALL {
         let server = server("foo", format).start();
