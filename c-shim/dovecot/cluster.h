@@ -62,9 +62,9 @@ enum xid_daemon_status {
 enum xid_daemon_status
 xid_daemon_status(struct xid_user *xuser, uint32_t *incarnation_r);
 
-/* Where no number was ever given: begin with those that no earlier disk of this
-   node gave. */
-void xid_daemon_begin_numbers(struct xid_user *xuser, imap_xid_root *root);
+/* Before new numbers are taken, while no lock is held: where none was ever
+   given, begin with those that no earlier disk of this node gave. */
+void xid_daemon_begin_numbers(struct xid_mailbox *xbox);
 
 /* Ask for the XIDs of messages by GUID. Fills answers with as many texts as
    there are GUIDs, from the data stack: one XID, or several separated by

@@ -335,6 +335,8 @@ xid_wait_transaction_commit(struct mailbox_transaction_context *t,
 		if (refusal != NULL)
 			return xid_delivery_refuse(t, refusal);
 		xid_gate_wait(wbox);
+		if (!box->storage->user->dsyncing)
+			xid_daemon_begin_numbers(xbox);
 		if (xid_import_prepare(t) < 0 || xid_interlock_begin(t) < 0) {
 			xid_commit_refuse(t);
 			return -1;

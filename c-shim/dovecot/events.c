@@ -275,11 +275,17 @@ xid_daemon_status(struct xid_user *xuser, uint32_t *incarnation_r)
 	return status;
 }
 
-void xid_daemon_begin_numbers(struct xid_user *xuser, imap_xid_root *root)
+void xid_daemon_begin_numbers(struct xid_mailbox *xbox)
 {
+	struct xid_user *xuser = xbox->xuser;
 	uint64_t given, first, skipped;
+	imap_xid_root *root;
 	uint32_t incarnation;
 
+	if (!xid_user_is_clustered(xuser) || xbox->root->numbers_begun ||
+	    (root = xid_root_open(xbox)) == NULL)
+		return;
+	xbox->root->numbers_begun = TRUE;
 	if (imap_xid_counter(root, &given) < 0 || given != 0)
 		return;
 	(void)xid_daemon_status(xuser, &incarnation);

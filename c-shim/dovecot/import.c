@@ -189,8 +189,10 @@ static int xid_import_find_xids(struct xid_import *im)
 	if (xid_import_is_complete(im))
 		return 0;
 	if (xid_import_ask_registry(im) == 0 &&
-	    (ret == 0 || xid_import_is_complete(im)))
+	    (ret == 0 || xid_import_is_complete(im))) {
+		xid_daemon_begin_numbers(im->xbox);
 		return 0;
+	}
 	e_error(im->xbox->xuser->user->event, "xid: %s: %s: replication "
 		"refused (the XIDs of its messages are not known: %s)",
 		im->xbox->xuser->user->username,

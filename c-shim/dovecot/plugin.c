@@ -3,7 +3,6 @@
    src/ffi/dovecot.rs), hence the count. */
 #include "xid-plugin.h"
 #include "wait.h"
-#include "cluster.h"
 #include "xid-doveadm.h"
 #include "ioloop.h"
 #include "module-dir.h"
@@ -141,8 +140,6 @@ imap_xid_root *xid_root_open(struct xid_mailbox *xbox)
 		return NULL;
 	}
 	root->failed_at = 0;
-	if (xid_user_is_clustered(xbox->xuser))
-		xid_daemon_begin_numbers(xbox->xuser, root->core);
 	return root->core;
 }
 

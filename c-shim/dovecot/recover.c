@@ -593,6 +593,7 @@ static int xid_recover_ask_daemon(struct xid_recover *r)
 	if (!xid_user_is_clustered(r->xbox->xuser) ||
 	    array_count(&r->mails) == 0)
 		return 0;
+	xid_daemon_begin_numbers(r->xbox);
 	t_array_init(&guids, 64);
 	t_array_init(&indexes, 64);
 	ret = xid_recover_find_unknown(r, &guids, &indexes);

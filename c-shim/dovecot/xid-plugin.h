@@ -84,6 +84,8 @@ struct xid_root {
 	imap_xid_root *core;
 	/* When opening failed; tried again after XID_ROOT_RETRY_SECS. */
 	time_t failed_at;
+	/* events.c: where this node's numbers begin was looked at */
+	bool numbers_begun;
 };
 
 struct xid_user {

@@ -170,7 +170,8 @@ fn a_delivery_waits_for_a_daemon_that_is_being_restarted() {
         let delivery = scope.spawn(|| server.lmtp().deliver(&["alice"], &message(1)));
         until("the delivery waits", || !server.pids("lmtp").is_empty());
         let daemon = Daemon::start(&server);
-        daemon.wait_event("the delivery", |e| e.kind == 'a');
+        let added = daemon.wait_event("the delivery", |e| e.kind == 'a');
+        assert_eq!(added.uid, server.mail_owner().0, "not lmtp's own user");
         advance(&server, "alice", "INBOX", 1);
         assert_eq!(delivery.join().expect("it ends")[0].0, 250);
     });
