@@ -77,6 +77,25 @@ xid_leak_stable_modseq(struct mailbox *box, uint32_t watermark, uint64_t highest
 	return I_MAX(highest, 1);
 }
 
+static uint64_t
+xid_leak_stable_modseq_known(struct xid_wait_mailbox *wbox, uint32_t watermark,
+			     uint64_t highest)
+{
+	struct mailbox *box = wbox->xbox->box;
+	uint32_t count = mail_index_view_get_messages_count(box->view);
+
+	if (wbox->stable_modseq.of != highest ||
+	    wbox->stable_modseq.watermark != watermark ||
+	    wbox->stable_modseq.messages_count != count) {
+		wbox->stable_modseq.is =
+			xid_leak_stable_modseq(box, watermark, highest);
+		wbox->stable_modseq.of = highest;
+		wbox->stable_modseq.watermark = watermark;
+		wbox->stable_modseq.messages_count = count;
+	}
+	return wbox->stable_modseq.is;
+}
+
 static struct client *xid_leak_client_of(struct mailbox *box)
 {
 	struct client *client;
@@ -129,7 +148,7 @@ static int xid_leak_get_status(struct mailbox *box,
 	if ((items & STATUS_UIDNEXT) != 0 && status_r->uidnext > watermark)
 		status_r->uidnext = watermark + 1;
 	if ((items & STATUS_HIGHESTMODSEQ) != 0 && box->opened) {
-		status_r->highest_modseq = xid_leak_stable_modseq(box,
+		status_r->highest_modseq = xid_leak_stable_modseq_known(wbox,
 			watermark, status_r->highest_modseq);
 	}
 	return 0;
@@ -664,6 +683,7 @@ static void xid_leak_held_watch(struct xid_wait_mailbox *wbox)
 
 void xid_leak_close(struct xid_wait_mailbox *wbox)
 {
+	i_zero(&wbox->stable_modseq);
 	xid_wait_end(&wbox->held_waiting);
 	timeout_remove(&wbox->to_held);
 	xid_leak_sync_free(wbox);

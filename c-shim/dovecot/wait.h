@@ -56,6 +56,13 @@ struct xid_wait_mailbox {
 	   what was stable wait. */
 	uint32_t last_watermark;
 
+	/* uidleak.c: the MODSEQ below which everything is stable was `is`
+	   when the view's highest was `of`; every change raises that. Each
+	   sync asks, and there may be thousands of messages to look at. */
+	struct {
+		uint64_t of, is;
+		uint32_t watermark, messages_count;
+	} stable_modseq;
 	/* uidleak.c: what the client was not told yet, as UIDs */
 	ARRAY_TYPE(seq_range) held_flags, held_modseqs;
 	ARRAY(struct xid_leak_search *) held_searches;
