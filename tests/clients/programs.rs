@@ -22,6 +22,9 @@ pub struct Job {
     pub modules: PathBuf,
 }
 
+/// Where Debian's evolution-data-server keeps Camel's side of IMAP, below the root.
+pub const CAMEL_PROVIDERS: &str = "usr/lib/evolution-data-server/camel-providers";
+
 /// A client and what it can do.
 pub struct Program {
     /// As docs/clients.md names it.
@@ -95,6 +98,18 @@ pub const ALL: &[Program] = &[
     Program {
         name: "Mail::IMAPClient",
         commands: mail_imapclient,
+        saves: true,
+        runs: 1,
+    },
+    Program {
+        name: "alpine",
+        commands: alpine,
+        saves: true,
+        runs: 1,
+    },
+    Program {
+        name: "Evolution (Camel)",
+        commands: evolution,
         saves: true,
         runs: 1,
     },
@@ -316,4 +331,20 @@ fn imapclient(job: &Job) -> io::Result<Vec<Command>> {
 
 fn mail_imapclient(job: &Job) -> io::Result<Vec<Command>> {
     Ok(vec![job.script("perl", "mail_imapclient.pl")])
+}
+
+fn alpine(job: &Job) -> io::Result<Vec<Command>> {
+    Ok(vec![job.script("python3", "alpine.py")])
+}
+
+fn evolution(job: &Job) -> io::Result<Vec<Command>> {
+    // Debian's Python: only that one has the bindings from Debian.
+    let mut command = job.script("/usr/bin/python3", "evolution.py");
+    command
+        .env(
+            "EDS_CAMEL_PROVIDER_DIR",
+            job.modules.join("evolution").join(CAMEL_PROVIDERS),
+        )
+        .env("GSETTINGS_BACKEND", "memory");
+    Ok(vec![command])
 }

@@ -26,6 +26,7 @@ pub fn play(scene: Scene) -> Played {
     let results = std::thread::scope(|scope| {
         let runs: Vec<_> = programs::ALL
             .iter()
+            .filter(|p| is_wanted(p.name))
             .map(|p| scope.spawn(|| (p.name, one(scene, &server, dir.path(), p))))
             .collect();
         runs.into_iter()
@@ -33,6 +34,11 @@ pub fn play(scene: Scene) -> Played {
             .collect()
     });
     Played { scene, results }
+}
+
+/// IMAP_XID_CLIENT plays with one client alone.
+fn is_wanted(name: &str) -> bool {
+    std::env::var("IMAP_XID_CLIENT").map_or(true, |wanted| wanted == name)
 }
 
 fn one(scene: Scene, server: &Dovecot, dir: &Path, program: &Program) -> Result {
@@ -198,6 +204,26 @@ fn modules() -> &'static Path {
             let output = run(pip.arg(dir.join("python")), b"");
             assert_eq!(output.code, 0, "pip install IMAPClient: {output:?}");
         }
+        let evolution = dir.join("evolution");
+        if !evolution.join(programs::CAMEL_PROVIDERS).exists() {
+            unpack("evolution-data-server", &evolution);
+        }
         dir
     })
+}
+
+/// Takes one of Debian's packages apart without installing it: this one brings a hundred others,
+/// a browser among them, that what we want of it does not need.
+fn unpack(package: &str, to: &Path) {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let mut get = Command::new("apt-get");
+    get.args(["download", "-q", package])
+        .current_dir(dir.path());
+    let output = run(&mut get, b"");
+    assert_eq!(output.code, 0, "apt-get download {package}: {output:?}");
+    for file in files_below(dir.path()) {
+        let mut dpkg = Command::new("dpkg-deb");
+        let output = run(dpkg.arg("-x").arg(file).arg(to), b"");
+        assert_eq!(output.code, 0, "dpkg-deb -x {package}: {output:?}");
+    }
 }
