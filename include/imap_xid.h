@@ -963,12 +963,35 @@ int32_t imap_xid_box_wait_end(struct imap_xid_box *xbox,
 /**
  * Whether new commits to the mailbox must wait: its gate is closed. A load when it is not.
  *
- * Returns 0 when the gate is open, 1 when it is closed, or an error, which counts as open.
+ * Returns 0 when the gate is open, else for how many more milliseconds it is closed at most, or an
+ * error, which counts as open.
  *
  * The caller promises:
  * `xbox` is a mailbox.
  */
 int32_t imap_xid_box_gate(const struct imap_xid_box *xbox);
+
+/**
+ * Counts a commit that found the mailbox's gate closed and waits in its own event loop: for
+ * imap_xid_box_gate() to return 0, which an imap_xid_waiter tells of unless the lease ran out.
+ *
+ * Returns 0, or an error.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox.
+ */
+int32_t imap_xid_box_gate_found_closed(struct imap_xid_box *xbox);
+
+/**
+ * Whether the gate of some mailbox of the root may be closed: then imap_xid_box_gate() tells of
+ * which. A load when none ever was.
+ *
+ * Returns 0 when all are open, 1 when one may be closed, or an error, which counts as open.
+ *
+ * The caller promises:
+ * `root` is a root.
+ */
+int32_t imap_xid_root_gates(const struct imap_xid_root *root);
 
 /**
  * Sleeps until the mailbox's gate is open, by hand or because its lease is over, `timeout_ms` at

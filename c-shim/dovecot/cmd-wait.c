@@ -1,5 +1,6 @@
 /* IMAP commands that use UIDs wait until every message that they could name
-   is stable (spec part 6).
+   is stable (spec part 6), and those that save wait while their mailbox's gate
+   is closed.
 
    A command that must wait keeps the input, as IDLE does: what is pipelined
    behind it stays in the buffer and runs after it, in order; and a client that
@@ -21,20 +22,21 @@
 #include "mail-search-parser.h"
 #include "mail-search-register.h"
 
-/* A client that hears nothing for this long begins to worry. */
-#define XID_KEEPALIVE_FIRST_MSECS 1000
-
 #define XID_KEEPALIVE_LINE \
 	"* OK Waiting until the UIDs of new messages are agreed."
+#define XID_GATE_KEEPALIVE_LINE \
+	"* OK Waiting until the mailbox takes new messages again."
 #define XID_WAIT_TIMEOUT_REPLY \
 	"NO [UNAVAILABLE] The UIDs of new messages are not agreed yet, " \
 	"try again later."
 
-/* For which UID of which mailbox the command must wait; uid 0 = it need not.
-   A mailbox other than the selected one is freed after the wait. */
+/* For which UID of which mailbox the command must wait, or for the mailbox's
+   gate; neither = it need not. A mailbox other than the selected one is freed
+   after the wait. */
 struct xid_reach {
 	struct mailbox *box;
 	uint32_t uid;
+	bool gate;
 };
 
 typedef void xid_judge_t(struct client_command_context *cmd,
@@ -52,6 +54,9 @@ struct xid_uid_command {
 	xid_prepare_t *prepare;
 	/* how many arguments the host's own function reads; 0 = the line */
 	unsigned int arg_count;
+	/* which of them, from 1, names the mailbox that it saves into; 0 = it
+	   saves nothing */
+	unsigned int dest;
 	/* works on the selected mailbox */
 	bool selected;
 	/* never waits without the UID prefix */
@@ -72,6 +77,8 @@ struct xid_command_wait {
 	struct event *event;
 	/* when the client's patience ends */
 	struct timeval deadline;
+	/* waits for a gate */
+	bool gate:1;
 	bool ready:1;
 	bool timed_out:1;
 };
@@ -441,6 +448,50 @@ static void xid_judge_urls(struct client_command_context *cmd,
 }
 
 /*
+ * Gates
+ */
+
+/* A mailbox is opened to see its gate only if some gate is closed. */
+static bool xid_gates_may_be_closed(struct client *client)
+{
+	struct xid_user *xuser = xid_user_get(client->user);
+	struct xid_root *root;
+
+	if (ioloop_time < xuser->gates_ignored_until)
+		return FALSE;
+	/* a session that has not used any mailbox yet cannot tell */
+	for (root = xuser->roots; root != NULL; root = root->next) {
+		if (root->core == NULL || imap_xid_root_gates(root->core) > 0)
+			return TRUE;
+	}
+	return xuser->roots == NULL;
+}
+
+static void xid_reach_gate(struct client_command_context *cmd,
+			   const struct imap_arg *arg, struct xid_reach *reach)
+{
+	struct xid_wait_mailbox *wbox;
+	struct mail_namespace *ns;
+	struct mailbox *box;
+	const char *name, *error;
+
+	if (!imap_arg_get_astring(arg, &name))
+		return;
+	ns = client_find_namespace_full(cmd->client, &name, &error);
+	if (ns == NULL)
+		return;
+	box = mailbox_alloc(ns->list, name, MAILBOX_FLAG_READONLY);
+	if (mailbox_open(box) == 0 &&
+	    (wbox = xid_wait_mailbox_get(box)) != NULL &&
+	    xid_wait_gate_is_closed(wbox)) {
+		reach->box = box;
+		reach->gate = TRUE;
+		return;
+	}
+	mailbox_free(&box);
+}
+
+/*
  * Arguments rewritten before the command runs
  */
 
@@ -604,7 +655,7 @@ static void xid_command_wait_stop(struct xid_command_wait *wait,
 	timeout_remove(&wait->to_keepalive);
 	if (wait->box != NULL)
 		mailbox_free(&wait->box);
-	xid_wait_event_end(&wait->event, "wait", result);
+	xid_wait_event_end(&wait->event, wait->gate ? "gate" : "wait", result);
 }
 
 static void xid_command_wake(struct xid_command_wait *wait)
@@ -630,6 +681,25 @@ static void xid_command_wait_over(enum xid_wait_result result, void *context)
 	xid_command_wake(wait);
 }
 
+void xid_client_check_output(struct client *client)
+{
+	if (client->output->closed || client->output->stream_errno != 0)
+		client_destroy(client, NULL);
+}
+
+void xid_client_keepalive(struct client *client, const char *line)
+{
+	/* Nothing may go into the middle of another command's answer, and a
+	   client that does not read needs no more lines. */
+	if (client->output_cmd_lock != NULL ||
+	    o_stream_get_buffer_used_size(client->output) > 0)
+		return;
+	o_stream_cork(client->output);
+	client_send_line(client, line);
+	o_stream_uncork(client->output);
+	xid_client_check_output(client);
+}
+
 static void xid_command_keepalive(struct xid_command_wait *wait)
 {
 	struct client *client = wait->cmd->client;
@@ -638,16 +708,8 @@ static void xid_command_keepalive(struct xid_command_wait *wait)
 	timeout_remove(&wait->to_keepalive);
 	wait->to_keepalive = timeout_add(xuser->set.keepalive_msecs,
 					 xid_command_keepalive, wait);
-	/* Nothing may go into the middle of another command's answer, and a
-	   client that does not read needs no more lines. */
-	if (client->output_cmd_lock != NULL ||
-	    o_stream_get_buffer_used_size(client->output) > 0)
-		return;
-	o_stream_cork(client->output);
-	client_send_line(client, XID_KEEPALIVE_LINE);
-	o_stream_uncork(client->output);
-	if (client->output->closed || client->output->stream_errno != 0)
-		client_destroy(client, NULL);
+	xid_client_keepalive(client, wait->gate ? XID_GATE_KEEPALIVE_LINE :
+			     XID_KEEPALIVE_LINE);
 }
 
 static void xid_command_hangup(struct xid_command_wait *wait)
@@ -692,9 +754,12 @@ xid_command_wait_begin(struct xid_command_wait *wait, struct xid_reach *reach)
 	msecs = timeval_diff_msecs(&wait->deadline, &ioloop_timeval);
 	wait->event = xid_wait_event_begin(cmd->event, mailbox_get_vname(box),
 					   reach->uid);
-	wait->waiting = xid_wait_begin(xid_wait_mailbox_get(box), reach->uid,
-				       I_MAX(msecs, 1),
-				       xid_command_wait_over, wait);
+	wait->gate = reach->gate;
+	wait->waiting = wait->gate ?
+		xid_wait_gate_begin(xid_wait_mailbox_get(box), I_MAX(msecs, 1),
+				    xid_command_wait_over, wait) :
+		xid_wait_begin(xid_wait_mailbox_get(box), reach->uid,
+			       I_MAX(msecs, 1), xid_command_wait_over, wait);
 	if (xuser->set.keepalive_msecs > 0) {
 		wait->to_keepalive = timeout_add(XID_KEEPALIVE_FIRST_MSECS,
 			xid_command_keepalive, wait);
@@ -729,6 +794,7 @@ static bool xid_command_waiting(struct client_command_context *cmd)
 {
 	struct xid_command_wait *wait = cmd->context;
 	struct xid_uid_command *command = wait->command;
+	struct xid_user *xuser;
 
 	if (cmd->cancel) {
 		xid_command_wait_stop(wait, "disconnected");
@@ -737,9 +803,15 @@ static bool xid_command_waiting(struct client_command_context *cmd)
 	if (!wait->ready && !wait->timed_out)
 		return FALSE;
 
-	xid_command_wait_stop(wait, wait->ready ? "stable" : "timeout");
+	xid_command_wait_stop(wait, !wait->ready ? "timeout" :
+			      (wait->gate ? "open" : "stable"));
 	xid_command_restore(wait);
-	if (wait->timed_out) {
+	if (wait->timed_out && wait->gate) {
+		/* A gate is not worth a message: it was waited for. */
+		xuser = xid_user_get(cmd->client->user);
+		xuser->gates_ignored_until = ioloop_time +
+			xuser->set.uid_wait_msecs / 1000 + 1;
+	} else if (wait->timed_out) {
 		client_send_tagline(cmd, XID_WAIT_TIMEOUT_REPLY);
 		return TRUE;
 	}
@@ -804,28 +876,50 @@ static bool xid_command_all_stable(struct client *client)
 		xid_wait_watermark(wbox);
 }
 
+/* Nothing that the command could do is to be waited for. */
+static bool xid_command_passes(struct client_command_context *cmd,
+			       const struct xid_uid_command *command)
+{
+	struct client *client = cmd->client;
+
+	if (command->dest > 0 && xid_gates_may_be_closed(client))
+		return FALSE;
+	if ((command->uid_only && !cmd->uid) ||
+	    (command->judge == NULL && command->prepare == NULL))
+		return TRUE;
+	return command->selected &&
+		(client->mailbox == NULL || xid_command_all_stable(client));
+}
+
+static void xid_command_judge(struct client_command_context *cmd,
+			      const struct xid_uid_command *command,
+			      const struct imap_arg *args,
+			      struct xid_reach *reach)
+{
+	i_zero(reach);
+	if (command->judge != NULL && (cmd->uid || !command->uid_only) &&
+	    (cmd->client->mailbox != NULL || !command->selected))
+		command->judge(cmd, args, reach);
+	if (reach->uid == 0 && command->dest > 0 &&
+	    xid_gates_may_be_closed(cmd->client))
+		xid_reach_gate(cmd, &args[command->dest-1], reach);
+}
+
 /* wait = the one that just ended, NULL if the command is new. */
 static bool xid_command_run(struct client_command_context *cmd,
 			    struct xid_uid_command *command,
 			    struct xid_command_wait *wait)
 {
-	struct client *client = cmd->client;
 	const struct imap_arg *args;
 	struct xid_reach reach;
 
-	if ((command->uid_only && !cmd->uid) ||
-	    (command->judge == NULL && command->prepare == NULL))
-		return xid_command_func(cmd, command)(cmd);
-	if (command->selected &&
-	    (client->mailbox == NULL || xid_command_all_stable(client)))
+	if (xid_command_passes(cmd, command))
 		return xid_command_func(cmd, command)(cmd);
 
 	if (!client_read_args(cmd, command->arg_count, 0, &args))
 		return FALSE;
-	i_zero(&reach);
-	if (command->judge != NULL)
-		command->judge(cmd, args, &reach);
-	if (reach.uid == 0)
+	xid_command_judge(cmd, command, args, &reach);
+	if (reach.uid == 0 && !reach.gate)
 		return xid_command_call(cmd, command, args);
 
 	/* More messages can have come into view while an earlier command
@@ -860,6 +954,7 @@ static bool xid_command_start(struct client_command_context *cmd,
  */
 
 enum xid_command_idx {
+	XID_APPEND,
 	XID_FETCH,
 	XID_STORE,
 	XID_COPY,
@@ -886,6 +981,7 @@ static struct xid_uid_command xid_uid_commands[XID_COMMAND_COUNT];
 	{ \
 		return xid_command_start(cmd, &xid_uid_commands[idx]); \
 	}
+XID_WRAPPER(XID_APPEND)
 XID_WRAPPER(XID_FETCH)
 XID_WRAPPER(XID_STORE)
 XID_WRAPPER(XID_COPY)
@@ -904,22 +1000,26 @@ XID_WRAPPER(XID_ENABLE)
 XID_WRAPPER(XID_NOTIFY)
 
 #define XID_SELECTED(idx, name, judge, prepare) \
-	[idx] = { name, xid_wrapper_##idx, judge, prepare, 0, TRUE, FALSE, \
+	[idx] = { name, xid_wrapper_##idx, judge, prepare, 0, 0, TRUE, FALSE, \
 		  NULL, NULL, 0, 0 }
-#define XID_UID_ONLY(idx, name, arg_count) \
+#define XID_UID_ONLY(idx, name, arg_count, dest) \
 	[idx] = { name, xid_wrapper_##idx, xid_judge_uid_set, NULL, \
-		  arg_count, TRUE, TRUE, NULL, NULL, 0, 0 }
+		  arg_count, dest, TRUE, TRUE, NULL, NULL, 0, 0 }
+#define XID_SAVES(idx, name, arg_count, dest) \
+	[idx] = { name, xid_wrapper_##idx, NULL, NULL, \
+		  arg_count, dest, FALSE, FALSE, NULL, NULL, 0, 0 }
 #define XID_ANY(idx, name, judge, prepare) \
-	[idx] = { name, xid_wrapper_##idx, judge, prepare, 0, FALSE, FALSE, \
+	[idx] = { name, xid_wrapper_##idx, judge, prepare, 0, 0, FALSE, FALSE, \
 		  NULL, NULL, 0, 0 }
 
 static struct xid_uid_command xid_uid_commands[XID_COMMAND_COUNT] = {
 	XID_SELECTED(XID_FETCH, "FETCH", xid_judge_fetch,
 		     xid_fetch_clip_vanished),
-	XID_UID_ONLY(XID_STORE, "STORE", 0),
-	XID_UID_ONLY(XID_COPY, "COPY", 2),
-	XID_UID_ONLY(XID_MOVE, "MOVE", 2),
-	XID_UID_ONLY(XID_EXPUNGE, "EXPUNGE", 1),
+	XID_UID_ONLY(XID_STORE, "STORE", 0, 0),
+	XID_UID_ONLY(XID_COPY, "COPY", 2, 2),
+	XID_UID_ONLY(XID_MOVE, "MOVE", 2, 2),
+	XID_UID_ONLY(XID_EXPUNGE, "EXPUNGE", 1, 0),
+	XID_SAVES(XID_APPEND, "APPEND", 1, 1),
 	XID_SELECTED(XID_SEARCH, "SEARCH", xid_judge_search, NULL),
 	XID_SELECTED(XID_SORT, "SORT", xid_judge_sort, NULL),
 	XID_SELECTED(XID_THREAD, "THREAD", xid_judge_sort, NULL),

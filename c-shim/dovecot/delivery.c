@@ -99,7 +99,9 @@ xid_delivery_wait(struct xid_wait_mailbox *wbox, uint32_t uid,
 	return stable;
 }
 
-/* Commits wait while the gate is closed. It has a lease: this ends. */
+/* Commits wait while the gate is closed. It has a lease: this ends. An IMAP
+   command waited for it already; here it can only have been closed since, while
+   the client was sending the message. */
 static void xid_gate_wait(struct xid_wait_mailbox *wbox)
 {
 	struct mailbox *box = wbox->xbox->box;
@@ -107,7 +109,8 @@ static void xid_gate_wait(struct xid_wait_mailbox *wbox)
 	struct event *event;
 	int ret;
 
-	if (core == NULL || imap_xid_box_gate(core) <= 0)
+	if (core == NULL || imap_xid_box_gate(core) <= 0 ||
+	    ioloop_time < wbox->xbox->xuser->gates_ignored_until)
 		return;
 	/* what the gate was closed for */
 	if (xid_user_replicates(wbox->xbox->xuser))
@@ -245,15 +248,19 @@ xid_saved_last_uid(const struct mail_transaction_commit_changes *changes)
 
 /* Should the tagged OK (or, for MOVE, the line before) name the UIDs? */
 static bool
-xid_saved_uids_may_show(struct xid_wait_mailbox *wbox, uint32_t last_uid,
-			bool copied_unstable)
+xid_saved_uids_may_show(struct xid_wait_mailbox *wbox,
+			const struct mail_transaction_commit_changes *changes,
+			uint32_t last_uid, bool may_wait)
 {
 	struct xid_settings *set = &wbox->xbox->xuser->set;
 
-	if (!set->uids || copied_unstable)
+	if (!set->uids)
 		return FALSE;
-	return xid_delivery_wait(wbox, last_uid, set->appenduid_grace_msecs,
-				 "appenduid");
+	if (xid_wait_watermark(wbox) >= last_uid)
+		return TRUE;
+	return may_wait && set->appenduid_grace_msecs > 0 &&
+		xid_grace_begin(wbox->xbox->box, changes->uid_validity,
+				last_uid);
 }
 
 static void
@@ -360,8 +367,9 @@ xid_wait_transaction_commit(struct mailbox_transaction_context *t,
 					xbox->xuser->set.delivery_wait_msecs,
 					"delivery");
 	} else if (xid_wait_imap &&
-		   (!xid_saved_uids_may_show(wbox, last_uid, copied_unstable) ||
-		    (move && save_count >= XID_MOVE_BATCH))) {
+		   (copied_unstable || (move && save_count >= XID_MOVE_BATCH) ||
+		    !xid_saved_uids_may_show(wbox, changes_r, last_uid,
+					     !move))) {
 		xid_saved_uids_hide(changes_r, move);
 	}
 	return ret;

@@ -34,5 +34,6 @@
 #pragma weak imap_fetch_handler_lookup
 #pragma weak imap_fetch_handler_unregister
 #pragma weak imap_fetch_handlers_register
+#pragma weak imap_module_register
 
 #endif

@@ -44,8 +44,6 @@ struct xid_leak_client {
 	bool notify_running;
 };
 
-#pragma weak imap_module_register
-
 static void xid_leak_held_watch(struct xid_wait_mailbox *wbox);
 
 /*
@@ -925,6 +923,7 @@ static void xid_leak_client_created(struct client **_client)
 		client->v.state_export = xid_leak_state_export;
 		client->v.destroy = xid_leak_client_destroy;
 		MODULE_CONTEXT_SET(client, xid_leak_client_module, lclient);
+		xid_grace_client_created(client, xuser);
 	}
 	if (xid_leak_next_client_created != NULL)
 		xid_leak_next_client_created(_client);

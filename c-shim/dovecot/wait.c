@@ -8,6 +8,7 @@
 #include "imap-host.h"
 #include "ioloop.h"
 #include "llist.h"
+#include "time-util.h"
 
 /* The table's word is the watermark, the descriptor is only an alarm clock.
    Where it cannot be had (no room in the folder), waiters look this often. */
@@ -34,8 +35,11 @@ struct xid_waiting {
 	struct xid_waiting *prev, *next;
 	struct xid_wait_root *root;
 	struct xid_wait_mailbox *wbox;
+	/* 0 = for the mailbox's gate to open */
 	uint32_t uid;
 	struct timeout *to;
+	/* of a gate: when the waiter's patience ends */
+	struct timeval deadline;
 	/* as operators and assigners see it */
 	struct imap_xid_wait announced;
 	bool is_announced;
@@ -321,13 +325,46 @@ static void xid_wait_finish(struct xid_waiting *waiting,
 	callback(result, context);
 }
 
+/* 0 = open, else for how many milliseconds it is closed at most */
+static int xid_wait_gate(struct xid_wait_mailbox *wbox)
+{
+	imap_xid_box *core = xid_wait_attached(wbox);
+
+	return core == NULL ? 0 : I_MAX(imap_xid_box_gate(core), 0);
+}
+
+static bool xid_waiting_is_over(const struct xid_waiting *waiting)
+{
+	if (waiting->uid == 0)
+		return xid_wait_gate(waiting->wbox) == 0;
+	return xid_wait_watermark(waiting->wbox) >= waiting->uid;
+}
+
+static void xid_wait_timeout(struct xid_waiting *waiting);
+
+/* Nobody is woken when the gate's lease is over. */
+static void xid_wait_gate_again(struct xid_waiting *waiting)
+{
+	int left = timeval_diff_msecs(&waiting->deadline, &ioloop_timeval);
+
+	timeout_remove(&waiting->to);
+	waiting->to = timeout_add(I_MAX(I_MIN(left,
+					      xid_wait_gate(waiting->wbox)), 1),
+				  xid_wait_timeout, waiting);
+}
+
 static void xid_wait_timeout(struct xid_waiting *waiting)
 {
 	struct xid_wait_root *root = waiting->root;
+	bool over = xid_waiting_is_over(waiting);
 
-	xid_wait_finish(waiting,
-		xid_wait_watermark(waiting->wbox) >= waiting->uid ?
-		XID_WAIT_STABLE : XID_WAIT_TIMED_OUT);
+	if (!over && waiting->uid == 0 &&
+	    timeval_cmp(&ioloop_timeval, &waiting->deadline) < 0) {
+		/* the lease was prolonged */
+		xid_wait_gate_again(waiting);
+		return;
+	}
+	xid_wait_finish(waiting, over ? XID_WAIT_STABLE : XID_WAIT_TIMED_OUT);
 	xid_wait_check(root);
 }
 
@@ -388,7 +425,7 @@ static void xid_wait_check(struct xid_wait_root *root)
 	/* a callback may end other waits: look from the start each time */
 	waiting = root->waiting;
 	while (waiting != NULL) {
-		if (xid_wait_watermark(waiting->wbox) < waiting->uid) {
+		if (!xid_waiting_is_over(waiting)) {
 			xid_event_remind(waiting->wbox);
 			waiting = waiting->next;
 			continue;
@@ -451,10 +488,9 @@ static void xid_wait_nothing_to_wait_for(struct xid_waiting *waiting)
 	xid_wait_check(root);
 }
 
-struct xid_waiting *
-xid_wait_begin(struct xid_wait_mailbox *wbox, uint32_t uid,
-	       unsigned int timeout_msecs,
-	       xid_wait_callback_t *callback, void *context)
+static struct xid_waiting *
+xid_waiting_new(struct xid_wait_mailbox *wbox, uint32_t uid,
+		xid_wait_callback_t *callback, void *context)
 {
 	struct xid_waiting *waiting;
 
@@ -466,7 +502,17 @@ xid_wait_begin(struct xid_wait_mailbox *wbox, uint32_t uid,
 	waiting->callback = callback;
 	waiting->context = context;
 	DLLIST_PREPEND(&waiting->root->waiting, waiting);
+	return waiting;
+}
 
+struct xid_waiting *
+xid_wait_begin(struct xid_wait_mailbox *wbox, uint32_t uid,
+	       unsigned int timeout_msecs,
+	       xid_wait_callback_t *callback, void *context)
+{
+	struct xid_waiting *waiting;
+
+	waiting = xid_waiting_new(wbox, uid, callback, context);
 	/* The waiter is known to the table now: an advance that came before
 	   is seen here, a later one wakes us. */
 	if (xid_wait_watermark(wbox) >= uid) {
@@ -478,6 +524,27 @@ xid_wait_begin(struct xid_wait_mailbox *wbox, uint32_t uid,
 		waiting->to = timeout_add(timeout_msecs, xid_wait_timeout,
 					  waiting);
 	}
+	return waiting;
+}
+
+bool xid_wait_gate_is_closed(struct xid_wait_mailbox *wbox)
+{
+	return xid_wait_attach(wbox) != NULL && xid_wait_gate(wbox) > 0;
+}
+
+struct xid_waiting *
+xid_wait_gate_begin(struct xid_wait_mailbox *wbox, unsigned int timeout_msecs,
+		    xid_wait_callback_t *callback, void *context)
+{
+	imap_xid_box *core = xid_wait_attached(wbox);
+	struct xid_waiting *waiting;
+
+	if (core != NULL)
+		(void)imap_xid_box_gate_found_closed(core);
+	waiting = xid_waiting_new(wbox, 0, callback, context);
+	waiting->deadline = ioloop_timeval;
+	timeval_add_msecs(&waiting->deadline, timeout_msecs);
+	xid_wait_gate_again(waiting);
 	return waiting;
 }
 

@@ -8,6 +8,7 @@
      cmd-wait.c  IMAP commands that wait
      uidleak.c   what the server says by itself: no UID above the watermark
      delivery.c  saves: the gate, the pending UIDs, deliveries, POP3 logins
+     grace.c     APPENDUID and COPYUID a little later
      nouids.c    xid_uids = no
 
    None of it does anything for a user whose UIDs are local: his mailboxes
@@ -123,6 +124,12 @@ struct xid_waiting *
 xid_wait_begin(struct xid_wait_mailbox *wbox, uint32_t uid,
 	       unsigned int timeout_msecs,
 	       xid_wait_callback_t *callback, void *context);
+/* The mailbox, which must be open, takes no new messages now. */
+bool xid_wait_gate_is_closed(struct xid_wait_mailbox *wbox);
+/* Call back when the mailbox's gate is open, or after the time. */
+struct xid_waiting *
+xid_wait_gate_begin(struct xid_wait_mailbox *wbox, unsigned int timeout_msecs,
+		    xid_wait_callback_t *callback, void *context);
 /* Stop waiting; not to be called after the callback. */
 void xid_wait_end(struct xid_waiting **waiting);
 
@@ -161,6 +168,11 @@ void xid_delivery_hook(struct xid_wait_mailbox *wbox, struct mailbox_vfuncs *v);
 
 void xid_wait_imap_init(void);
 void xid_wait_imap_deinit(void);
+
+/* An APPEND or COPY saved messages up to this UID, which is not stable: may the
+   host name them? Their tagged line is then held back. */
+bool xid_grace_begin(struct mailbox *box, uint32_t uid_validity,
+		     uint32_t last_uid);
 
 void xid_leak_hook(struct xid_wait_mailbox *wbox, struct mailbox_vfuncs *v);
 void xid_leak_init(void);

@@ -98,6 +98,9 @@ struct xid_user {
 	struct mail_namespace *stage, *stage_of;
 	/* wait.c: the user's deinit below ours */
 	void (*wait_deinit)(struct mail_user *user);
+	/* cmd-wait.c: a gate was waited for in vain; until then commits find
+	   no gate closed. */
+	time_t gates_ignored_until;
 	/* A mailbox without an index on disk was seen, and logged. */
 	bool memory_logged:1;
 	/* Acts for the cluster daemon (doveadm xid): commits pass the gate and

@@ -443,7 +443,8 @@ pub unsafe extern "C" fn imap_xid_box_wait_end(
 
 /// Whether new commits to the mailbox must wait: its gate is closed. A load when it is not.
 ///
-/// Returns 0 when the gate is open, 1 when it is closed, or an error, which counts as open.
+/// Returns 0 when the gate is open, else for how many more milliseconds it is closed at most, or an
+/// error, which counts as open.
 ///
 /// # Safety
 /// `xbox` is a mailbox.
@@ -453,8 +454,40 @@ pub unsafe extern "C" fn imap_xid_box_gate(xbox: *const imap_xid_box) -> i32 {
         // SAFETY: the caller's promise.
         let xbox = unsafe { given(xbox, "xbox") }?;
         let attached = xbox.attached.0.read();
-        let closed = attached.as_ref().and_then(|a| a.mailbox.gate_closed());
-        Ok(i32::from(closed.is_some()))
+        let left = attached.as_ref().and_then(|a| a.mailbox.gate_closed());
+        Ok(left.map_or(0, |ms| i32::try_from(ms).unwrap_or(i32::MAX).max(1)))
+    })
+}
+
+/// Counts a commit that found the mailbox's gate closed and waits in its own event loop: for
+/// imap_xid_box_gate() to return 0, which an imap_xid_waiter tells of unless the lease ran out.
+///
+/// Returns 0, or an error.
+///
+/// # Safety
+/// `xbox` is a mailbox.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn imap_xid_box_gate_found_closed(xbox: *mut imap_xid_box) -> i32 {
+    status(|| {
+        // SAFETY: the caller's promise.
+        unsafe { given(xbox, "xbox") }?.place()?.count_gate_wait();
+        Ok(0)
+    })
+}
+
+/// Whether the gate of some mailbox of the root may be closed: then imap_xid_box_gate() tells of
+/// which. A load when none ever was.
+///
+/// Returns 0 when all are open, 1 when one may be closed, or an error, which counts as open.
+///
+/// # Safety
+/// `root` is a root.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn imap_xid_root_gates(root: *const imap_xid_root) -> i32 {
+    status(|| {
+        // SAFETY: the caller's promise.
+        let root = &unsafe { given(root, "root") }?.0;
+        Ok(i32::from(root.current()?.table().gates_may_be_closed()))
     })
 }
 

@@ -99,6 +99,9 @@ pub(super) struct Boxes {
     pub pending: AtomicU64,
     /// The first of the [`Text`]s that name namespaces; they never go away.
     pub namespaces: AtomicU32,
+    /// No gate is closed from this point in time on (milliseconds since boot; never goes down): a
+    /// commit that comes later need not look at its mailbox. Read by everyone.
+    pub gates_until: AtomicU64,
 }
 
 /// What an operator watches. Added to by everyone, without order, without the lock.

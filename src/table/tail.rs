@@ -222,9 +222,13 @@ impl Mailbox {
     /// those under way go on. `owner` as for [`Mailbox::hold`].
     pub fn close_gate(&self, owner: u64, lease_ms: u64) -> Result<(), Error> {
         let _writer = self.table.writer()?;
+        let now = now_ms();
+        // Before the gate is: who sees it closed must see this.
+        let gates_until = &self.table.map.header().boxes.0.gates_until;
+        gates_until.fetch_max(now.saturating_add(lease_ms), Release);
         self.slot()
             .gate
-            .close(now_ms(), owner, lease_ms)
+            .close(now, owner, lease_ms)
             .map_err(|other| self.taken(other))
     }
 
@@ -261,6 +265,12 @@ pub fn guid_text(guid: &Guid) -> String {
 }
 
 impl Table {
+    /// Whether the gate of some mailbox may be closed. A load when none ever was.
+    pub fn gates_may_be_closed(&self) -> bool {
+        let until = self.map.header().boxes.0.gates_until.load(Acquire);
+        until != 0 && now_ms() < until
+    }
+
     /// Advances many mailboxes at once, with one durable transaction for all. All are checked
     /// first: one that is refused refuses all.
     pub fn advance_all(

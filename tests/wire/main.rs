@@ -20,6 +20,7 @@ mod assign;
 mod delivery_wait;
 mod metrics;
 mod no_uids;
+mod saves_wait;
 mod uid_fuzz;
 mod uid_leak;
 mod uid_wait;
