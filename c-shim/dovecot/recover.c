@@ -689,11 +689,18 @@ int xid_mailbox_ensure(struct mailbox *box)
 
 bool xid_mailbox_repair(struct xid_mailbox *xbox)
 {
-	/* Also a disk that stays full is asked only once in a second. */
-	if (!xbox->ready || xbox->repaired_at == ioloop_time)
+	if (!xbox->ready || xbox->repaired || !xid_mailbox_is_writable(xbox))
 		return FALSE;
-	xbox->repaired_at = ioloop_time;
-	return xid_mailbox_recover(xbox, 1) == 0;
+	/* Once in a sync: nothing else can have taken XIDs away. What failed
+	   is tried again after a second: the disk may stay full. */
+	if (xbox->repair_failed_at == ioloop_time)
+		return FALSE;
+	if (xid_mailbox_recover(xbox, 1) < 0) {
+		xbox->repair_failed_at = ioloop_time;
+		return FALSE;
+	}
+	xbox->repaired = TRUE;
+	return TRUE;
 }
 
 void xid_mailbox_prepare_save(struct xid_mailbox *xbox)

@@ -629,6 +629,7 @@ static int xid_sync_deinit(struct mailbox_sync_context *ctx,
 	if (xbox->module_ctx.super.sync_deinit(ctx, status_r) < 0)
 		return -1;
 	xid_mailbox_forget(xbox);
+	xbox->repaired = FALSE;
 	/* Mail works without: what went wrong is in the log. */
 	(void)xid_mailbox_ensure(box);
 	return 0;

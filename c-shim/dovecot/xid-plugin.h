@@ -131,8 +131,8 @@ struct xid_mailbox {
 	uint32_t core_uid_validity;
 	/* the mailbox's GUID, of core */
 	guid_128_t guid;
-	/* When xid_mailbox_repair() last looked. */
-	time_t repaired_at;
+	/* When xid_mailbox_repair() last failed. */
+	time_t repair_failed_at;
 	/* When the cluster daemon last could not say which XIDs messages
 	   have; 0 = never. */
 	time_t unanswered_at;
@@ -142,6 +142,8 @@ struct xid_mailbox {
 	uint32_t registered_uid;
 
 	bool ready:1;
+	/* xid_mailbox_repair() did its work since the last sync. */
+	bool repaired:1;
 	/* The index is in memory only: no XIDs here. */
 	bool disabled:1;
 	/* xid_mailbox_ensure() is running; it syncs nothing by itself. */
