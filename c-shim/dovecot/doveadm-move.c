@@ -7,6 +7,7 @@
 #include "file-lock.h"
 #include "hash.h"
 #include "imap-seqset.h"
+#include "str.h"
 
 /* Replication's own lock on a mailbox. */
 #define XID_SYNC_LOCK_NAME ".dovecot-box-sync.lock"
@@ -357,60 +358,57 @@ int xid_doveadm_drop(struct xid_doveadm *cmd)
  * Stage
  */
 
-typedef HASH_TABLE(const char *, void *) xid_guid_set;
+/* Those of a mailbox, as texts. */
+typedef HASH_TABLE(const char *, void *) xid_text_set;
 
-static int
-xid_stage_copy_mail(struct xid_copy *copy, xid_guid_set staged,
-		    const char *guid, uint32_t seq)
+static void xid_texts_add(struct mailbox *box, xid_text_set xids)
 {
-	if (hash_table_lookup(staged, guid) != NULL)
+	uint32_t seq, count = mail_index_view_get_messages_count(box->view);
+	string_t *xid;
+
+	for (seq = 1; seq <= count; seq++) {
+		xid = t_str_new(64);
+		if (xid_mail_lookup(box, box->view, seq, xid)) {
+			hash_table_update(xids, str_c(xid),
+					  POINTER_CAST(seq));
+		}
+	}
+}
+
+/* By XID: a client's copies of a message share its GUID. */
+static int
+xid_stage_copy_mail(struct xid_copy *copy, xid_text_set staged, uint32_t seq)
+{
+	string_t *xid = t_str_new(64);
+
+	if (xid_mail_lookup(copy->src, copy->src->view, seq, xid) &&
+	    hash_table_lookup(staged, str_c(xid)) != NULL)
 		return 0;
-	hash_table_insert(staged, guid, POINTER_CAST(1));
 	return xid_copy_mail(copy, seq);
 }
 
+/* What is in the stage already is not put there again. */
 static int
 xid_stage_copy(struct xid_doveadm *cmd, struct mailbox *stage,
-	       const ARRAY_TYPE(seq_range) *uids, xid_guid_set staged)
+	       const ARRAY_TYPE(seq_range) *uids)
 {
-	struct xid_guid_list *guids;
 	struct seq_range_iter iter;
+	xid_text_set staged;
 	struct xid_copy copy;
 	unsigned int i = 0;
 	uint32_t uid, seq;
 	int ret = 0;
 
-	guids = xid_guid_list_init(cmd->xbox);
+	hash_table_create(&staged, default_pool, 0, str_hash, strcmp);
+	xid_texts_add(stage, staged);
 	xid_copy_init(&copy, cmd, cmd->box, stage);
 	seq_range_array_iter_init(&iter, uids);
-	while (ret == 0 && seq_range_array_iter_nth(&iter, i++, &uid)) {
-		if (mail_index_lookup_seq(cmd->box->view, uid, &seq)) {
-			ret = xid_stage_copy_mail(&copy, staged,
-				t_strdup(xid_guid_list_get(guids, seq)), seq);
-		}
-	}
-	xid_guid_list_deinit(&guids);
-	return xid_copy_deinit(&copy, ret);
-}
-
-/* What is in the stage already is not put there again. */
-static int
-xid_stage_copy_new(struct xid_doveadm *cmd, struct mailbox *stage,
-		   const ARRAY_TYPE(seq_range) *uids)
-{
-	ARRAY_TYPE(const_string) guids;
-	xid_guid_set staged;
-	const char *guid;
-	int ret;
-
-	t_array_init(&guids, 64);
-	xid_stage_guids(stage, &guids);
-	hash_table_create(&staged, default_pool, 0, str_hash, strcmp);
-	array_foreach_elem(&guids, guid)
-		hash_table_update(staged, guid, POINTER_CAST(1));
-	ret = xid_stage_copy(cmd, stage, uids, staged);
+	while (ret == 0 && seq_range_array_iter_nth(&iter, i++, &uid)) T_BEGIN {
+		if (mail_index_lookup_seq(cmd->box->view, uid, &seq))
+			ret = xid_stage_copy_mail(&copy, staged, seq);
+	} T_END;
 	hash_table_destroy(&staged);
-	return ret;
+	return xid_copy_deinit(&copy, ret);
 }
 
 static int xid_stage_locked(struct xid_doveadm *cmd)
@@ -422,7 +420,7 @@ static int xid_stage_locked(struct xid_doveadm *cmd)
 	if (xid_doveadm_uids(cmd, cmd->args[0], &uids) < 0 ||
 	    xid_stage_open(cmd, TRUE, &stage) < 0)
 		return -1;
-	ret = xid_stage_copy_new(cmd, stage, &uids);
+	ret = xid_stage_copy(cmd, stage, &uids);
 	if (ret == 0 && mailbox_sync(stage, 0) < 0)
 		ret = xid_doveadm_fail_box(cmd, stage, "sync");
 	/* the originals are to be dropped */
@@ -450,42 +448,68 @@ xid_find_guid(struct xid_doveadm *cmd, struct mailbox *box, const char *guid,
 		mailbox_get_vname(box));
 }
 
+/* Take one off the messages that are here: the same by its XID, or else one that
+   got another XID elsewhere. */
+static bool
+xid_unstage_match(struct xid_doveadm *cmd, struct mailbox *stage,
+		  uint32_t staged_seq, bool same_xid,
+		  ARRAY_TYPE(xid_found_mail) *here)
+{
+	const struct xid_found_mail *mail;
+	string_t *staged_xid = t_str_new(64), *xid = t_str_new(64);
+
+	(void)xid_mail_lookup(stage, stage->view, staged_seq, staged_xid);
+	array_foreach(here, mail) {
+		str_truncate(xid, 0);
+		(void)xid_mail_lookup(cmd->box, cmd->box->view, mail->seq, xid);
+		if (!same_xid || str_equals(staged_xid, xid)) {
+			array_delete(here, array_foreach_idx(here, mail), 1);
+			return TRUE;
+		}
+	}
+	return FALSE;
+}
+
+/* Mostly one message is staged, and none is here. There are several where a
+   client copied one: each copy that is not here comes back. */
 static int
 xid_unstage_copy(struct xid_doveadm *cmd, struct mailbox *stage,
-		 const char *guid)
+		 const char *guid, ARRAY_TYPE(xid_found_mail) *here)
 {
-	ARRAY_TYPE(xid_found_mail) found;
-	const struct xid_found_mail *first;
+	ARRAY_TYPE(xid_found_mail) staged;
+	struct xid_found_mail *mail;
 	struct xid_copy copy;
-	int ret;
+	int ret = 0;
 
-	t_array_init(&found, 4);
-	if (xid_find_guid(cmd, stage, guid, &found) < 0)
+	t_array_init(&staged, 4);
+	if (xid_find_guid(cmd, stage, guid, &staged) < 0)
 		return -1;
-	if (array_count(&found) == 0)
-		return 0;
-	first = array_front(&found);
+	array_foreach_modifiable(&staged, mail) {
+		if (xid_unstage_match(cmd, stage, mail->seq, TRUE, here))
+			mail->seq = 0;
+	}
 	xid_copy_init(&copy, cmd, stage, cmd->box);
-	ret = xid_copy_mail(&copy, first->seq);
+	array_foreach_modifiable(&staged, mail) {
+		if (ret == 0 && mail->seq != 0 &&
+		    !xid_unstage_match(cmd, stage, mail->seq, FALSE, here))
+			ret = xid_copy_mail(&copy, mail->seq);
+	}
 	return xid_copy_deinit(&copy, ret);
 }
 
 static int xid_unstage_locked(struct xid_doveadm *cmd)
 {
-	ARRAY_TYPE(xid_found_mail) found;
-	const char *guid = cmd->args[0];
+	ARRAY_TYPE(xid_found_mail) here;
 	struct mailbox *stage;
 	int ret;
 
-	t_array_init(&found, 4);
-	if (xid_find_guid(cmd, cmd->box, guid, &found) < 0)
+	t_array_init(&here, 4);
+	if (xid_find_guid(cmd, cmd->box, cmd->args[0], &here) < 0)
 		return -1;
-	if (array_count(&found) > 0)
-		return 0;
 	ret = xid_stage_open(cmd, FALSE, &stage);
 	if (ret <= 0)
 		return ret;
-	ret = xid_unstage_copy(cmd, stage, guid);
+	ret = xid_unstage_copy(cmd, stage, cmd->args[0], &here);
 	mailbox_free(&stage);
 	if (ret == 0)
 		ret = xid_doveadm_sync(cmd);

@@ -6,6 +6,7 @@
    by GUID; those that have some now have a mark beside them, so that nobody needs
    to look into the others. */
 #include "xid-doveadm.h"
+#include "hash.h"
 #include "str.h"
 #include "settings-parser.h"
 #include "fdatasync-path.h"
@@ -174,36 +175,37 @@ void xid_stage_emptied(struct xid_doveadm *cmd, struct mailbox *stage)
 		i_unlink_if_exists(xid_stage_mark(cmd, name));
 }
 
-void xid_stage_guids(struct mailbox *stage, ARRAY_TYPE(const_string) *guids)
+/* Each GUID once. */
+static void xid_stage_guids(struct mailbox *stage, string_t *json)
 {
-	struct xid_guid_list *list;
 	uint32_t seq, count = mail_index_view_get_messages_count(stage->view);
+	HASH_TABLE(const char *, void *) seen;
+	struct xid_guid_list *list;
 	const char *guid;
 
 	list = xid_guid_list_init(xid_mailbox_get(stage));
+	hash_table_create(&seen, default_pool, 0, str_hash, strcmp);
 	for (seq = 1; seq <= count; seq++) {
 		guid = t_strdup(xid_guid_list_get(list, seq));
-		array_push_back(guids, &guid);
+		if (hash_table_lookup(seen, guid) != NULL)
+			continue;
+		hash_table_insert(seen, guid, POINTER_CAST(seq));
+		if (hash_table_count(seen) > 1)
+			str_append_c(json, ',');
+		xid_doveadm_append_string(json, guid);
 	}
+	hash_table_destroy(&seen);
 	xid_guid_list_deinit(&list);
 }
 
 int xid_stage_append(struct xid_doveadm *cmd, string_t *json)
 {
-	ARRAY_TYPE(const_string) guids;
 	struct mailbox *stage;
-	unsigned int i;
 	int ret = xid_stage_open(cmd, FALSE, &stage);
 
 	if (ret <= 0)
 		return ret;
-	t_array_init(&guids, 64);
-	xid_stage_guids(stage, &guids);
-	for (i = 0; i < array_count(&guids); i++) {
-		if (i > 0)
-			str_append_c(json, ',');
-		xid_doveadm_append_string(json, array_idx_elem(&guids, i));
-	}
+	xid_stage_guids(stage, json);
 	mailbox_free(&stage);
 	return 0;
 }

@@ -65,6 +65,7 @@ void xid_moving_begin(struct mailbox_transaction_context *t)
 	if (str_len(text) == 0)
 		return;
 	xbox->moving = TRUE;
+	xbox->moved = FALSE;
 	/* It only matters if we are killed now. */
 	if (xid_moving_write(xid_moving_path(xbox), text) < 0) {
 		e_warning(xbox->xuser->user->event, "xid: %s: cannot write: %m",
@@ -72,7 +73,8 @@ void xid_moving_begin(struct mailbox_transaction_context *t)
 	}
 }
 
-/* Where the commit failed something may be there all the same. */
+/* Where the commit failed something may be there all the same; and where the
+   index was rebuilt meanwhile messages get their XIDs later. */
 void xid_moving_end(struct mailbox *box, bool success)
 {
 	struct xid_mailbox *xbox = xid_mailbox_context(box);
@@ -80,7 +82,7 @@ void xid_moving_end(struct mailbox *box, bool success)
 	if (!xbox->moving)
 		return;
 	xbox->moving = FALSE;
-	if (!success)
+	if (!success || !xbox->moved)
 		return;
 	i_unlink_if_exists(xid_moving_path(xbox));
 }

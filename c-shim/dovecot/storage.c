@@ -353,6 +353,27 @@ xid_append_guid(struct mailbox_transaction_context *t,
 	return xid_guid_registered(xid_mailbox_context(t->box), saved->guid);
 }
 
+/* A wide gap, as where the next UID was raised: one look at the whole list. */
+static bool
+xid_maildir_list_has_more(struct maildir_uidlist *uidlist,
+			  struct mail_index_view *view,
+			  uint32_t uid1, uint32_t uid2)
+{
+	struct maildir_uidlist_iter_ctx *iter;
+	enum maildir_uidlist_rec_flag flags;
+	const char *fname;
+	uint32_t uid, seq;
+	bool found = FALSE;
+
+	iter = maildir_uidlist_iter_init(uidlist);
+	while (!found && maildir_uidlist_iter_next(iter, &uid, &flags, &fname)) {
+		found = uid >= uid1 && uid <= uid2 &&
+			!mail_index_lookup_seq(view, uid, &seq);
+	}
+	maildir_uidlist_iter_deinit(&iter);
+	return found;
+}
+
 /* The index may hear only now of a file that is in the uidlist already. */
 static bool
 xid_maildir_has_more(struct xid_mailbox *xbox, struct mail_index_view *view,
@@ -363,8 +384,10 @@ xid_maildir_has_more(struct xid_mailbox *xbox, struct mail_index_view *view,
 	const char *fname;
 	uint32_t uid, seq;
 
-	if (uid2 - uid1 > XID_UID_GAP_MAX)
-		return TRUE;
+	if (uid2 - uid1 > XID_UID_GAP_MAX) {
+		return xid_maildir_list_has_more(mbox->uidlist, view,
+						 uid1, uid2);
+	}
 	for (uid = uid1; uid <= uid2; uid++) {
 		if (!mail_index_lookup_seq(view, uid, &seq) &&
 		    maildir_uidlist_lookup(mbox->uidlist, uid,
@@ -580,6 +603,7 @@ xid_appends_write(struct xid_mailbox *xbox,
 	append = array_back(appends);
 	xid_highs_write(xbox, t->itrans, &info, &numbers,
 			I_MAX(info.covered_uid, append->uid));
+	xbox->moved = TRUE;
 	xid_mailbox_note(xbox, &entries);
 }
 

@@ -84,9 +84,7 @@ int xid_stage_open(struct xid_doveadm *cmd, bool create,
 		   struct mailbox **stage_r);
 /* It is empty: nobody needs to look into it. */
 void xid_stage_emptied(struct xid_doveadm *cmd, struct mailbox *stage);
-/* GUIDs by sequence, from the data stack. */
-void xid_stage_guids(struct mailbox *stage, ARRAY_TYPE(const_string) *guids);
-/* The same as members of a JSON array. */
+/* Append the GUIDs of what is in it, as members of a JSON array. */
 int xid_stage_append(struct xid_doveadm *cmd, string_t *json);
 
 /* doveadm-table.c: what box->view shows, and its next UID, survive a power loss

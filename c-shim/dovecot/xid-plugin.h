@@ -148,8 +148,10 @@ struct xid_mailbox {
 	bool disabled:1;
 	/* xid_mailbox_ensure() is running; it syncs nothing by itself. */
 	bool ensuring:1;
-	/* moving.c wrote down what is being committed. */
+	/* moving.c wrote down what is being committed; and it was written
+	   with its XIDs. */
 	bool moving:1;
+	bool moved:1;
 };
 
 /* Called for each mailbox that has XIDs when it is allocated, to put

@@ -183,3 +183,22 @@ fn a_listener_with_a_password_serves_the_peers() {
         );
     }
 }
+
+#[test]
+fn a_user_without_the_plug_in_is_refused() {
+    let setup = setup(Format::Sdbox).xid("xid_uid_source", "somebody");
+    let mut node = Node::start_with(setup);
+    node.server.allow_log("plug-in is off for this user");
+    node.server.append(USER, "INBOX", &message(1));
+    let guid = node.guid("INBOX");
+    let reply = node.run("xid look", &[&guid, "INBOX", "0"]);
+    assert_eq!(
+        (reply.failed.as_str(), reply.field.as_str()),
+        ("DATAERR", "")
+    );
+    assert_eq!(node.run("xid pending", &[]).failed, "DATAERR");
+    let reply = node
+        .doveadm
+        .run("alice", "xid look", &[&guid, "INBOX", "0"]);
+    assert_eq!(reply.failed, "DATAERR");
+}

@@ -100,6 +100,34 @@ fn raise_copies_what_is_not_stable_above_the_floor() {
 }
 
 #[test]
+fn raise_goes_as_far_as_a_window_and_in_several_transactions() {
+    for format in Format::ALL {
+        let mut node = Node::start(format);
+        fill(&mut node, 5);
+        let mut client = node.server.imap_in(USER, "INBOX");
+        while node.look("INBOX").entries.len() < 600 {
+            client.ok("COPY 1:* INBOX");
+            client.ok("NOOP");
+        }
+        let before = node.look("INBOX");
+        let raised = node.state("xid raise", "INBOX", &["30000", "30000"]);
+        let low = before.entries.len() - 2;
+        assert_eq!(raised.entries.len(), 2 * low, "{format:?}");
+        for (old, new) in before.entries[2..].iter().zip(&raised.entries[low..]) {
+            assert_eq!((&old.guid, &old.xid), (&new.guid, &new.xid), "{format:?}");
+        }
+        let again = node.state("xid raise", "INBOX", &["30000", "30000"]);
+        assert_eq!(again.entries, raised.entries, "{format:?}");
+        let after = node.state("xid drop", "INBOX", &["3:30000", "0"]);
+        assert_eq!(
+            xids_of(&after.entries),
+            xids_of(&before.entries),
+            "{format:?}"
+        );
+    }
+}
+
+#[test]
 fn what_was_staged_comes_back_as_the_same_messages() {
     for format in Format::ALL {
         let mut node = Node::start(format);
@@ -386,4 +414,39 @@ fn replication_does_not_carry_the_stage_away() {
         .collect();
     assert_eq!(boxes, ["INBOX"]);
     assert!(!copy.join("xid.stage").exists());
+}
+
+#[test]
+fn a_client_s_copies_are_staged_and_come_back_each() {
+    for format in Format::ALL {
+        let mut node = Node::start(format);
+        fill(&mut node, 3);
+        let mut client = node.server.imap_in(USER, "INBOX");
+        client.ok("COPY 3 INBOX");
+        client.ok("COPY 3 INBOX");
+        let before = node.look("INBOX");
+        let face = faces(&node, "INBOX");
+        let guid = before.entries[2].guid.clone();
+        assert!(before.entries[3..].iter().all(|entry| entry.guid == guid));
+
+        node.state("xid stage", "INBOX", &["3:4", "0"]);
+        let staged = node.state("xid stage", "INBOX", &["3:5", "0"]);
+        assert_eq!(staged.staged, [guid.as_str()], "{format:?}");
+        // One of them stays; the others come back beside it.
+        node.state("xid drop", "INBOX", &["3,5", "0"]);
+        for _ in 0..2 {
+            let back = node.state("xid unstage", "INBOX", &[&guid, "0"]);
+            assert_eq!(back.uids(), [1, 2, 4, 6, 7], "{format:?}");
+        }
+        assert_eq!(faces(&node, "INBOX"), face, "{format:?}");
+        let after = node.state("xid dropstaged", "INBOX", &[&guid, "0"]);
+        assert!(after.staged.is_empty(), "{format:?}");
+
+        // What got another XID elsewhere is the same message all the same.
+        node.state("xid stage", "INBOX", &["7", "0"]);
+        node.state("xid drop", "INBOX", &["4,6", "0"]);
+        node.state("xid adopt", "INBOX", &["7:beta-1", "0"]);
+        let same = node.state("xid unstage", "INBOX", &[&guid, "0"]);
+        assert_eq!(same.uids(), [1, 2, 7], "{format:?}");
+    }
 }
