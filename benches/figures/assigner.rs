@@ -10,15 +10,17 @@ use crate::assign::{Assigner, guid};
 use crate::client::Client;
 use crate::harness::{Dovecot, Setup, message_of};
 use crate::report::{Report, time};
-use crate::rounds::alternate;
+use crate::rounds::{Side, alternate};
 
 const USER: &str = "alice";
 /// What the assigner needs for a UID.
 const PER_UID: Duration = Duration::from_millis(100);
 /// How often it looks when there is nothing to do.
 const IDLE: Duration = Duration::from_millis(1);
-/// Messages of a round.
-const MESSAGES: u32 = 20;
+/// Turns of a round.
+const SLICES: usize = 4;
+/// Messages of a turn.
+const MESSAGES: u32 = 5;
 
 pub fn measure(report: &mut Report) {
     if !report.wants(&["append_slow_assigner"]) {
@@ -28,8 +30,8 @@ pub fn measure(report: &mut Report) {
     let (ours, _ours_assigner) = with_assigner(Dovecot::setup());
     let (waits, _waits_assigner) =
         with_assigner(Dovecot::setup().xid("xid_appenduid_grace", "60s"));
-    let waiting = time(appends(&waits));
-    let spread = alternate(report.rounds, || appends(&stock), || appends(&ours));
+    let waiting = time(appends(&waits)());
+    let spread = alternate(report.rounds, SLICES, || appends(&stock), || appends(&ours));
     let detail = format!(
         "{} to {}; {waiting} where APPEND waits for the UID (xid_appenduid_grace)",
         time(spread.base),
@@ -46,11 +48,13 @@ fn with_assigner(setup: Setup) -> (Dovecot, Slow) {
 }
 
 /// Seconds per message.
-fn appends(server: &Dovecot) -> f64 {
+fn appends(server: &Dovecot) -> Side<'_> {
     let mut client = Client::login(server.imap_addr(), USER);
     let message = message_of(1, 4000);
-    let times = (0..MESSAGES).map(|_| client.append("INBOX", &message));
-    times.sum::<f64>() / f64::from(MESSAGES)
+    Box::new(move || {
+        let times = (0..MESSAGES).map(|_| client.append("INBOX", &message));
+        times.sum::<f64>() / f64::from(MESSAGES)
+    })
 }
 
 /// An assigner in a thread, until dropped.

@@ -3,13 +3,15 @@
 use crate::client::Client;
 use crate::harness::{Dovecot, Format, message_of};
 use crate::report::Report;
-use crate::rounds::alternate;
+use crate::rounds::{Side, alternate};
 
 const USER: &str = "big";
 /// New messages to be found.
 const NEWS: u32 = 10;
 /// How often a short command is repeated within one round.
 const REPEATS: usize = 20;
+/// Turns of a round that reads the whole mailbox.
+const SLICES: usize = 8;
 
 /// The mailboxes, each ten times the one before; COPY makes them, which in mdbox writes nothing but
 /// indexes.
@@ -56,35 +58,44 @@ fn fill(server: &Dovecot, boxes: usize) {
 fn read_figures(report: &mut Report, stock: &Dovecot, ours: &Dovecot) {
     let fetch = |report: &mut Report, name: &'static str, command: &str| {
         if report.wants(&[name]) {
-            let [base, ours] = [stock, ours].map(|server| move || once_warm(server, command));
-            report.add_ratio(name, &alternate(report.rounds, base, ours), 1.02);
+            let [base, ours] = [stock, ours].map(|server| move || warm(server, command));
+            report.add_ratio(name, &alternate(report.rounds, SLICES, base, ours), 1.02);
         }
     };
     fetch(report, "fetch_flags", "FETCH 1:* (FLAGS)");
     fetch(report, "uid_fetch_flags", "UID FETCH 1:* (FLAGS)");
     if report.wants(&["select"]) {
         let [base, ours] = [stock, ours].map(|server| move || select(server));
-        report.add_ratio("select", &alternate(report.rounds, base, ours), 1.05);
+        report.add_ratio(
+            "select",
+            &alternate(report.rounds, REPEATS, base, ours),
+            1.05,
+        );
     }
 }
 
 // Every round has sessions of its own: where the kernel puts a process can make it slower or
 // faster for all its life, and that would otherwise be the figure.
 
-/// Seconds of a command in the middle mailbox, when it runs for the second time.
-fn once_warm(server: &Dovecot, command: &str) -> f64 {
+/// Seconds of a command in the middle mailbox, after it ran once.
+fn warm<'a>(server: &'a Dovecot, command: &'a str) -> Side<'a> {
     let mut client = in_mailbox(server, BOXES[1]);
     client.ok(command);
-    client.ok(command)
+    Box::new(move || client.ok(command))
 }
 
-/// Seconds of a SELECT of the middle mailbox, the mean of several.
-fn select(server: &Dovecot) -> f64 {
+/// Seconds of a SELECT of the middle mailbox.
+fn select(server: &Dovecot) -> Side<'_> {
     let mut client = in_mailbox(server, BOXES[1]);
-    mean(|| {
+    Box::new(move || {
         client.ok("UNSELECT");
         client.ok(&format!("SELECT {}", BOXES[1]))
     })
+}
+
+/// A side that is one turn.
+fn at_once<'a>(measured: impl FnMut() -> f64 + 'a) -> Side<'a> {
+    Box::new(measured)
 }
 
 fn in_mailbox(server: &Dovecot, mailbox: &str) -> Client {
@@ -106,27 +117,23 @@ fn news_figures(report: &mut Report, stock: &Dovecot, ours: &Dovecot) {
     add_news(ours, large);
     add_news(stock, large);
 
+    let resync = || at_once(|| resync.extra(stock));
     if report.wants(&["news_state"]) {
-        let find = || find(ours, large, &large_state);
-        report.add_ratio(
-            "news_state",
-            &alternate(report.rounds, || resync.extra(stock), find),
-            0.5,
-        );
+        let find = || at_once(|| find(ours, large, &large_state));
+        let spread = alternate(report.rounds, 1, resync, find);
+        report.add_ratio("news_state", &spread, 0.5);
     }
     if report.wants(&["news_plain"]) {
         let plain = without_mark(&large_state);
-        let find = || find(ours, large, &plain);
-        report.add_ratio(
-            "news_plain",
-            &alternate(report.rounds, || resync.extra(stock), find),
-            1.0,
-        );
+        let find = || at_once(|| find(ours, large, &plain));
+        let spread = alternate(report.rounds, 1, resync, find);
+        report.add_ratio("news_plain", &spread, 1.0);
     }
     if report.wants(&["news_growth"]) {
-        let base = || find(ours, small, &small_state);
-        let grown = || find(ours, large, &large_state);
-        report.add_ratio("news_growth", &alternate(report.rounds, base, grown), 1.5);
+        let base = || at_once(|| find(ours, small, &small_state));
+        let grown = || at_once(|| find(ours, large, &large_state));
+        let spread = alternate(report.rounds, 1, base, grown);
+        report.add_ratio("news_growth", &spread, 1.5);
     }
 }
 

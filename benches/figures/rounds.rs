@@ -14,22 +14,22 @@ pub struct Spread {
     pub rounds: usize,
 }
 
-/// Measures `base` and `ours` in turns, each giving seconds, the order changing with every round.
+/// One side of a round: each call does a slice of the round's work and gives seconds.
+pub type Side<'a> = Box<dyn FnMut() -> f64 + 'a>;
+
+/// Measures `base` and `ours` in `slices` turns a round, so that what disturbs the machine for a
+/// moment disturbs both. Each round opens its two sides anew; who goes first changes with every
+/// slice. A round's ratio is that of the sums: what happens once in many slices counts.
 /// One round before them is thrown away: it fills the caches.
-pub fn alternate(
+pub fn alternate<'a>(
     rounds: usize,
-    mut base: impl FnMut() -> f64,
-    mut ours: impl FnMut() -> f64,
+    slices: usize,
+    mut base: impl FnMut() -> Side<'a>,
+    mut ours: impl FnMut() -> Side<'a>,
 ) -> Spread {
     let (mut bases, mut ourses) = (Vec::new(), Vec::new());
     for round in 0..=rounds {
-        let (b, o) = if round % 2 == 0 {
-            let b = base();
-            (b, ours())
-        } else {
-            let o = ours();
-            (base(), o)
-        };
+        let (b, o) = one_round(slices, round, &mut base(), &mut ours());
         if round > 0 {
             bases.push(b);
             ourses.push(o);
@@ -44,6 +44,21 @@ pub fn alternate(
         ours: quantile(&ourses, 0.5),
         rounds,
     }
+}
+
+/// The means of both sides' slices.
+fn one_round(slices: usize, round: usize, base: &mut Side, ours: &mut Side) -> (f64, f64) {
+    let (mut b, mut o) = (0.0, 0.0);
+    for slice in 0..slices {
+        if (round + slice).is_multiple_of(2) {
+            b += base();
+            o += ours();
+        } else {
+            o += ours();
+            b += base();
+        }
+    }
+    (b / slices as f64, o / slices as f64)
 }
 
 /// The value below which this part of the values lies, between two of them by their distance.

@@ -6,14 +6,16 @@ use crate::assign::{Assigner, guid, inbox_state};
 use crate::client::Client;
 use crate::harness::{Dovecot, Setup, message, message_of, until};
 use crate::report::{Report, time};
-use crate::rounds::{alternate, quantile};
+use crate::rounds::{Side, alternate, quantile};
 
 /// Messages that wait while others work.
 const PENDING: usize = 1000;
-/// APPENDs of one round.
-const APPENDS: usize = 100;
-/// UID FETCHes of one round.
-const FETCHES: usize = 20;
+/// Turns of one round.
+const SLICES: usize = 20;
+/// APPENDs of one turn.
+const APPENDS: usize = 5;
+/// UID FETCHes of one turn.
+const FETCHES: usize = 5;
 /// Advances that one client waits for, one after the other.
 const ADVANCES: u32 = 300;
 /// Clients that wait at once.
@@ -58,9 +60,9 @@ fn filled(setup: Setup, waiting: bool) -> Dovecot {
 fn beside_pending(report: &mut Report) {
     let stock = filled(Dovecot::setup().plugin(false), false);
     let ours = filled(table(), true);
-    let mut compare = |name: &'static str, at_most: f64, measured: fn(&Dovecot) -> f64| {
+    let mut compare = |name: &'static str, at_most: f64, side: fn(&Dovecot) -> Side<'_>| {
         if report.wants(&[name]) {
-            let spread = alternate(report.rounds, || measured(&stock), || measured(&ours));
+            let spread = alternate(report.rounds, SLICES, || side(&stock), || side(&ours));
             report.add_ratio(name, &spread, at_most);
         }
     };
@@ -70,19 +72,21 @@ fn beside_pending(report: &mut Report) {
 }
 
 /// Seconds per APPEND.
-fn appends(server: &Dovecot) -> f64 {
+fn appends(server: &Dovecot) -> Side<'_> {
     let mut client = Client::timed(server, USER);
     let message = message_of(1, 4000);
-    let times = (0..APPENDS).map(|_| client.append("INBOX", &message));
-    times.sum::<f64>() / APPENDS as f64
+    Box::new(move || {
+        let times = (0..APPENDS).map(|_| client.append("INBOX", &message));
+        times.sum::<f64>() / APPENDS as f64
+    })
 }
 
 /// Seconds per UID FETCH of what is stable.
-fn fetches(server: &Dovecot) -> f64 {
+fn fetches(server: &Dovecot) -> Side<'_> {
     let mut client = Client::timed(server, USER);
     client.ok("SELECT INBOX");
     let command = format!("UID FETCH 1:{PENDING} (FLAGS)");
-    (0..FETCHES).map(|_| client.ok(&command)).sum::<f64>() / FETCHES as f64
+    Box::new(move || (0..FETCHES).map(|_| client.ok(&command)).sum::<f64>() / FETCHES as f64)
 }
 
 /// From the call that advances to the whole answer at the client: the watermark is written to
