@@ -18,6 +18,11 @@ impl Full {
         for complaint in ["No space left", "Disk full", "disk is full", "xid: "] {
             server.allow_log(complaint);
         }
+        if format == Format::Sdbox {
+            // See saves_needed().
+            server.allow_log("already exists, rebuilding index");
+            server.allow_log("Rebuilding index");
+        }
         let ballast = server.tree().join("home/ballast");
         Full { server, ballast }
     }
@@ -42,6 +47,16 @@ fn free_bytes(path: &std::path::Path) -> u64 {
         let mut stat: libc::statvfs = std::mem::zeroed();
         assert_eq!(libc::statvfs(path.as_ptr(), &mut stat), 0);
         stat.f_bavail * stat.f_frsize
+    }
+}
+
+/// How many saves it may take until one is taken when there is room again. sdbox by itself, without
+/// the plug-in too: where just the index's log had no room, the message's file stays under the next
+/// UID, and the next save finds it there, fails and rebuilds the index.
+fn saves_needed(format: Format) -> usize {
+    match format {
+        Format::Sdbox => 2,
+        Format::Mdbox | Format::Maildir => 1,
     }
 }
 
@@ -79,14 +94,15 @@ fn full_disk(format: Format) {
             before[..],
             "{format:?}, room {room}: older ones changed"
         );
-        full.server.append(
-            "alice",
-            "INBOX",
-            &message({
-                n += 1;
-                acknowledged.push(n);
-                n
-            }),
+        let mut client = full.server.imap("alice");
+        let saved = (0..saves_needed(format)).any(|_| {
+            n += 1;
+            let reply = client.try_append("INBOX", &message(n)).expect("an answer");
+            reply.is_ok().then(|| acknowledged.push(n)).is_some()
+        });
+        assert!(
+            saved,
+            "{format:?}, room {room}: no save although there is room"
         );
         before = full.server.checked("alice", "INBOX");
         let mut client = full.server.imap_in("alice", "INBOX");
