@@ -868,6 +868,69 @@ mod tests {
         Replica::default().next(&config, &view)
     }
 
+    /// What the only holder of a mailbox does, S being 8.
+    fn holding(ours: &[Entry<&'static str, u64>]) -> Step<&'static str, u64> {
+        let (me, disk) = (Node(0), Incarnation(1));
+        let config = Config {
+            me,
+            incarnation: disk,
+            window: 100,
+            chunk: 10,
+            gate_after: 1,
+            rules: Rules::default(),
+        };
+        let value = Stable {
+            uid: 8,
+            floor: 0,
+            holders: [(me, disk)].into(),
+        };
+        let local = Local {
+            entries: ours.to_vec(),
+            next: ours.last().map_or(9, |e| e.uid + 1),
+            promised: ALL_PROMISED,
+            shown: 8,
+            limit: value.limit(100),
+            bound: value.bound(100),
+            gated: false,
+            staged: Vec::new(),
+        };
+        let view = View {
+            etcd: Snapshot {
+                stable: Some(At { rev: Rev(5), value }),
+                tails: BTreeMap::new(),
+                gate: None,
+                alive: [(me, disk)].into(),
+                complete: true,
+            },
+            local,
+            source: None,
+        };
+        Replica::default().next(&config, &view)
+    }
+
+    /// A client's COPY within a mailbox keeps the GUID where the host does so.
+    #[test]
+    fn a_copy_that_shares_a_guid_is_kept() {
+        let copy = Entry {
+            xid: 20,
+            ..message(10, "a")
+        };
+        let publishes = Step::Promise { end: 10 };
+        assert_eq!(holding(&[message(9, "a"), copy.clone()]), publishes);
+        // ... of a stable message, too.
+        assert_eq!(holding(&[message(8, "a"), copy]), publishes);
+    }
+
+    #[test]
+    fn the_same_message_at_two_uids_is_made_one() {
+        let moved = Entry {
+            xid: 8,
+            ..message(10, "a")
+        };
+        let step = holding(&[message(8, "a"), moved]);
+        assert_eq!(step, Step::DropLow { uids: vec![10] });
+    }
+
     #[test]
     fn what_is_not_in_the_stable_prefix_is_staged() {
         let step = joining(&[message(9, "mine")], &[message(9, "theirs")]);

@@ -238,9 +238,16 @@ fn large_clusters_hold_everywhere() {
     holds_everywhere(sparse(cluster(2, 2, &["kill", "expunge"])));
     holds_everywhere(sparse(cluster(2, 2, &["disk"])));
     // Too many to visit all: as far as the shortest trace that was ever found here, and beyond.
-    holds_breadth_first(sparse(cluster(2, 2, &["expire", "expunge"])), 4_000_000);
+    holds_breadth_first(sparse(cluster(2, 2, &["expire", "expunge"])), 24_000_000);
     holds_everywhere(sparse(cluster(2, 2, &["crash"])));
     holds_everywhere(sparse(cluster(2, 2, &["stray"])));
+    holds_everywhere(sparse(cluster(2, 1, &["expire", "rogue", "stray"])));
+    let from_before = |nodes, messages, faults: &[_]| Cluster {
+        before: 1,
+        ..sparse(cluster(nodes, messages, faults))
+    };
+    holds_everywhere(from_before(2, 1, &["crash"]));
+    holds_everywhere(from_before(3, 0, &["expire"]));
     holds_at_random(cluster(2, 2, &["expire", "crash"]), 2_000_000, 3);
     holds_at_random(cluster(3, 1, &["expire"]), 2_000_000, 4);
 }
