@@ -80,8 +80,8 @@ int xid_doveadm_xids(struct xid_doveadm *cmd)
  * settled <UID> <GUID>...
  */
 
-/* 1 = a message with this GUID is at or below the UID, or was and is not above
-   it now */
+/* 1 = a message with this GUID is at or below the UID, or was when it was
+   expunged and stable, and is not above it now */
 static int
 xid_ask_settled(struct xid_doveadm *cmd, const char *guid, uint32_t last_uid)
 {

@@ -1,8 +1,8 @@
 //! Which messages were here and are gone.
 //!
 //! A node that was away may hold a message that the others expunged meanwhile, and must not bring
-//! it back. So the registry remembers the GUIDs of expunged messages with their UIDs: only in mail
-//! roots whose mailboxes have watermarks, and only the last [`REMEMBERED`] of a mail root. A
+//! it back. So the registry remembers the GUIDs of expunged messages with their UIDs: only those at
+//! or below a mailbox's watermark, and only the last [`REMEMBERED`] of a mail root. A
 //! message that was expunged before those may come back from a node that was away since before
 //! then. Like the rows themselves this survives a crash, and a power loss may undo the last of it.
 
@@ -13,10 +13,11 @@ use super::journal::BoxGuid;
 /// Expunged messages that are remembered in each mail root: about 8 MB.
 pub(super) const REMEMBERED: i64 = 50_000;
 
-/// Copies a message's row. One that moved to another UID has no row at the old one.
+/// Copies a message's row. One that moved to another UID has no row at the old one. What lies
+/// above the watermark was not stable: it may have moved, and its new copy not have come yet.
 const REMEMBER: &str = "INSERT INTO expunged(box, guid, uid) \
     SELECT box, guid, uid FROM messages WHERE box = ?1 AND uid = ?2 AND length(guid) > 0 \
-    AND EXISTS (SELECT 1 FROM watermarks WHERE guid = ?3) \
+    AND EXISTS (SELECT 1 FROM watermarks WHERE guid = ?3 AND uid >= ?2) \
     ON CONFLICT(box, guid) DO UPDATE SET uid = min(uid, excluded.uid)";
 
 const FORGET_OLD: &str = "DELETE FROM expunged WHERE id <= (SELECT max(id) FROM expunged) - ?1";

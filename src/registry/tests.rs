@@ -1245,7 +1245,7 @@ fn expunged_messages_are_remembered_where_there_are_watermarks() {
     registry.forget(&inbox, &[1]).unwrap();
     assert_eq!(registry.expunged(&inbox, b"a").unwrap(), None);
 
-    registry.begin_watermark(&INBOX, 1000, 0).unwrap();
+    registry.begin_watermark(&INBOX, 1000, 3).unwrap();
     let entries = [entry(2, "foo-2", "b"), entry(3, "foo-3", "c")];
     registry.note(&inbox, &entries).unwrap();
     // "c" moves to UID 4; "b" goes.
@@ -1255,6 +1255,11 @@ fn expunged_messages_are_remembered_where_there_are_watermarks() {
     assert_eq!(registry.expunged(&inbox, b"c").unwrap(), None);
     assert_eq!(registry.by_guid(&inbox, b"c", 9).unwrap()[0].uid, 4);
     assert!(registry.by_guid(&inbox, b"b", 9).unwrap().is_empty());
+
+    // Above the watermark it may have moved.
+    registry.note(&inbox, &[entry(5, "foo-5", "d")]).unwrap();
+    registry.forget(&inbox, &[5]).unwrap();
+    assert_eq!(registry.expunged(&inbox, b"d").unwrap(), None);
 
     // Under another UIDVALIDITY the UIDs mean nothing.
     let anew = Mailbox::new(INBOX, "INBOX", 1001);
@@ -1266,8 +1271,8 @@ fn expunged_messages_are_remembered_where_there_are_watermarks() {
 fn only_the_last_expunged_messages_are_remembered() {
     let home = Home::new();
     let (inbox, registry) = (inbox(), &home.registry);
-    registry.begin_watermark(&INBOX, 1000, 0).unwrap();
     let count = u32::try_from(expunged::REMEMBERED).unwrap() + 10;
+    registry.begin_watermark(&INBOX, 1000, count).unwrap();
     let xids: Vec<String> = (1..=count).map(|n| format!("foo-{n}")).collect();
     let entries: Vec<_> = (1..=count)
         .zip(&xids)
@@ -1299,7 +1304,7 @@ fn a_registry_of_the_first_schema_is_brought_up_to_date() {
         "DROP TABLE expunged; PRAGMA user_version = 1",
     );
     assert_eq!(rows(&home.registry, &INBOX), [row(1, "foo-1", "a")]);
-    home.registry.begin_watermark(&INBOX, 1000, 0).unwrap();
+    home.registry.begin_watermark(&INBOX, 1000, 1).unwrap();
     home.registry.forget(&inbox, &[1]).unwrap();
     assert_eq!(home.registry.expunged(&inbox, b"a").unwrap(), Some(1));
     assert!(home.aside().is_empty());

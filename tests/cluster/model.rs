@@ -237,8 +237,8 @@ fn large_clusters_hold_everywhere() {
     holds_everywhere(sparse(cluster(2, 2, &["expunge"])));
     holds_everywhere(sparse(cluster(2, 2, &["kill", "expunge"])));
     holds_everywhere(sparse(cluster(2, 2, &["disk"])));
-    // Too many to visit all: as far as the shortest trace that was ever found here, and beyond.
-    holds_breadth_first(sparse(cluster(2, 2, &["expire", "expunge"])), 24_000_000);
+    // 58,862,590 different states: 20 minutes, and 5 GB.
+    holds_everywhere(sparse(cluster(2, 2, &["expire", "expunge"])));
     holds_everywhere(sparse(cluster(2, 2, &["crash"])));
     holds_everywhere(sparse(cluster(2, 2, &["stray"])));
     holds_everywhere(sparse(cluster(2, 1, &["expire", "rogue", "stray"])));
@@ -248,6 +248,9 @@ fn large_clusters_hold_everywhere() {
     };
     holds_everywhere(from_before(2, 1, &["crash"]));
     holds_everywhere(from_before(3, 0, &["expire"]));
+    // Too many to visit all in a night.
+    holds_breadth_first(sparse(cluster(2, 2, &["expire", "crash"])), 8_000_000);
+    holds_breadth_first(sparse(cluster(3, 1, &["expire"])), 8_000_000);
     holds_at_random(cluster(2, 2, &["expire", "crash"]), 2_000_000, 3);
     holds_at_random(cluster(3, 1, &["expire"]), 2_000_000, 4);
 }
