@@ -86,6 +86,9 @@ void xid_events_deinit(void);
    it should never happen). Pair 0 with xid_interlock_end() after the commit. */
 int xid_interlock_begin(struct mailbox_transaction_context *t);
 void xid_interlock_end(struct mailbox *box);
+/* The same for a transaction that saves nothing: it may expunge what the one
+   before it moved. */
+int xid_interlock_begin_expunge(struct mailbox_transaction_context *t);
 /* The same once more while the storage holds the mailbox's lock: what is
    promised may have changed. -1 = the storage error is set. */
 int xid_interlock_recheck(struct mailbox_transaction_context *t);

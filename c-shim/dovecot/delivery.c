@@ -349,6 +349,9 @@ xid_wait_transaction_commit(struct mailbox_transaction_context *t,
 			return -1;
 		}
 		xid_moving_begin(t);
+	} else if (xid_interlock_begin_expunge(t) < 0) {
+		xid_commit_refuse(t);
+		return -1;
 	}
 	xid_wait_inside++;
 	ret = xbox->module_ctx.super.transaction_commit(t, changes_r);

@@ -13,6 +13,7 @@
 #define XID_REFUSED \
 	"The change would break what the cluster agreed on, try again later"
 
+#define XID_EXPUNGE_REASON "xid: expunging what was moved"
 #define XID_REASSIGNING \
 	"Messages came during the sync, try again later"
 #define XID_BARRIER_REASON "xid: a promise"
@@ -228,6 +229,70 @@ int xid_interlock_barrier(struct mailbox *box)
 	return 0;
 }
 
+static void xid_interlock_note_moves(struct mailbox_transaction_context *t)
+{
+	struct xid_wait_mailbox *wbox = xid_mailbox_context(t->box)->wait;
+	struct xid_saved_mail *mails;
+	unsigned int i, count = xid_saved_mails(t, &mails);
+
+	for (i = 0; i < count; i++) {
+		if (mails[i].moved_uid == 0)
+			continue;
+		if (!array_is_created(&wbox->moved_uids))
+			i_array_init(&wbox->moved_uids, 8);
+		array_push_back(&wbox->moved_uids, &mails[i].moved_uid);
+	}
+}
+
+/* A promise may have come between the copy and the expunge. Then both stay, and
+   the daemon settles it as it does a move that was cut short. */
+static int xid_interlock_check_moved(struct xid_wait_mailbox *wbox)
+{
+	struct mailbox *box = wbox->xbox->box;
+	imap_xid_box *core = xid_wait_attached(wbox);
+	uint32_t uid, fixed_uid = xid_fixed_uid(wbox, core);
+
+	array_foreach_elem(&wbox->moved_uids, uid) {
+		if (uid > fixed_uid)
+			continue;
+		e_error(wbox->xbox->xuser->user->event, "xid: interlock: "
+			"%s: %s: replication refused (UID %u was moved and "
+			"would go, but what is up to UID %u stays): "
+			"the cluster daemon settles this",
+			wbox->xbox->xuser->user->username,
+			mailbox_get_vname(box), uid, fixed_uid);
+		if (core != NULL)
+			(void)imap_xid_box_count_refusal(core);
+		mail_storage_set_error(box->storage, MAIL_ERROR_TEMP,
+				       XID_REFUSED);
+		return -1;
+	}
+	return 0;
+}
+
+int xid_interlock_begin_expunge(struct mailbox_transaction_context *t)
+{
+	struct xid_wait_mailbox *wbox = xid_mailbox_context(t->box)->wait;
+	int ret;
+
+	if (!array_is_created(&wbox->moved_uids))
+		return 0;
+	/* until the transaction is in the log: a promise takes this lock */
+	if (mail_index_lock_sync(t->box->index, XID_EXPUNGE_REASON) < 0) {
+		mailbox_set_index_error(t->box);
+		ret = -1;
+	} else {
+		ret = xid_interlock_check_moved(wbox);
+		if (ret == 0)
+			wbox->expunge_locked = TRUE;
+		else {
+			mail_index_unlock(t->box->index, XID_EXPUNGE_REASON);
+		}
+	}
+	array_free(&wbox->moved_uids);
+	return ret;
+}
+
 int xid_interlock_begin(struct mailbox_transaction_context *t)
 {
 	struct xid_wait_mailbox *wbox = xid_mailbox_context(t->box)->wait;
@@ -242,6 +307,7 @@ int xid_interlock_begin(struct mailbox_transaction_context *t)
 		xid_interlock_unlock(t->box);
 		return -1;
 	}
+	xid_interlock_note_moves(t);
 	wbox->rechecks = TRUE;
 	return 0;
 }
@@ -250,6 +316,10 @@ void xid_interlock_end(struct mailbox *box)
 {
 	struct xid_wait_mailbox *wbox = xid_mailbox_context(box)->wait;
 
+	if (wbox->expunge_locked) {
+		wbox->expunge_locked = FALSE;
+		mail_index_unlock(box->index, XID_EXPUNGE_REASON);
+	}
 	if (!wbox->rechecks)
 		return;
 	wbox->rechecks = FALSE;

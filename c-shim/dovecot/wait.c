@@ -603,6 +603,8 @@ static void xid_wait_mailbox_close(struct mailbox *box)
 	struct xid_wait_mailbox *wbox = xid_mailbox_context(box)->wait;
 
 	xid_leak_close(wbox);
+	if (array_is_created(&wbox->moved_uids))
+		array_free(&wbox->moved_uids);
 	wbox->attached = NULL;
 	xid_wait_generation++;
 	xid_wait_inside++;

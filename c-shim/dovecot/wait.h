@@ -78,10 +78,15 @@ struct xid_wait_mailbox {
 	   committed was looked at once, and is looked at again under the
 	   mailbox's lock */
 	bool rechecks;
+	/* interlock.c: dsync copied these UIDs to others, and is to expunge
+	   them in its next transaction; not created = none */
+	ARRAY(uint32_t) moved_uids;
 	/* events.c: when the daemon was last told that somebody waits here,
 	   in milliseconds; 0 = never */
 	int64_t reminded_at;
 	bool expunges_held:1;
+	/* interlock.c: holds the index's lock during the commit */
+	bool expunge_locked:1;
 	/* delivery.c: the POP3 session had its one chance to wait */
 	bool login_waited:1;
 };

@@ -1,5 +1,6 @@
 //! What is stable or promised stays, whatever replication wants; UIDs go as far as there is room.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use imap_xid::table::{Mailbox, Table};
@@ -248,4 +249,89 @@ fn guids(messages: &[Message]) -> Vec<String> {
     let mut guids: Vec<String> = messages.iter().map(|m| m.guid.clone()).collect();
     guids.sort();
     guids
+}
+
+/// Rounds of promise, look, and withdrawal while both nodes write and sync.
+const PROMISES: usize = 25;
+
+#[test]
+fn what_was_promised_stays_while_replication_runs() {
+    for format in Format::ALL {
+        let pair = Pair::start(format);
+        for server in &pair.servers {
+            server.append("alice", "INBOX", &message(0));
+            for expected in ["commit failed", "interlock", "Change during sync"] {
+                server.allow_log(expected);
+            }
+            slot(server).promise(0).expect("a promise");
+        }
+        let stop = AtomicBool::new(false);
+        let kept = std::thread::scope(|scope| {
+            for server in &pair.servers {
+                let stop = &stop;
+                scope.spawn(move || {
+                    let mut client = server.imap("alice");
+                    for n in 1.. {
+                        if stop.load(Ordering::SeqCst) {
+                            break;
+                        }
+                        client.append("INBOX", &message(n));
+                        std::thread::sleep(Duration::from_millis(30));
+                    }
+                });
+            }
+            scope.spawn(|| {
+                while !stop.load(Ordering::SeqCst) {
+                    pair.sync(&["-f"]);
+                }
+            });
+            let kept = promises_are_kept(&pair.servers[0], &pair.servers[1]);
+            stop.store(true, Ordering::SeqCst);
+            kept
+        });
+        assert!(kept > PROMISES, "{format:?}: {kept} messages were promised");
+    }
+}
+
+/// Promises what there is, lets replication run, and looks whether it is all there still; many
+/// times. Gives how many messages were promised.
+fn promises_are_kept(server: &Dovecot, peer: &Dovecot) -> usize {
+    let mut promised = 0;
+    for _ in 0..PROMISES {
+        let end = slot(server).last_uid().to_string();
+        let before = look(server, "promise", &end);
+        promised += before.len();
+        // Something that the other side has to be told, and tells.
+        peer.append("alice", "INBOX", &message(100_000));
+        let after = look(server, "look", "");
+        for entry in before {
+            assert!(after.contains(&entry), "{entry:?} is gone: {after:?}");
+        }
+        look(server, "release", "0");
+    }
+    promised
+}
+
+/// Runs `doveadm xid COMMAND [UID]`; gives UID and GUID of what it shows, up to the promise.
+fn look(server: &Dovecot, command: &str, uid: &str) -> Vec<(u32, String)> {
+    let hex: String = guid(server, "alice", "INBOX")
+        .iter()
+        .map(|octet| format!("{octet:02x}"))
+        .collect();
+    let mut words = vec!["xid", command, "-u", "alice", &hex, "INBOX"];
+    words.extend((!uid.is_empty()).then_some(uid));
+    words.push("0");
+    let answer = server.doveadm_ok(&words);
+    let number = |text: &str| -> u32 {
+        let digits = text.split(|c: char| !c.is_ascii_digit()).next();
+        digits.and_then(|d| d.parse().ok()).expect("a number")
+    };
+    let (_, promised) = answer.split_once("\"promised\":").expect("a mark");
+    let promised = number(promised);
+    let entries = answer.split("{\"uid\":").skip(1).map(|entry| {
+        let (_, rest) = entry.split_once("\"guid\":\"").expect("a GUID");
+        let (guid, _) = rest.split_once('"').expect("its end");
+        (number(entry), guid.to_owned())
+    });
+    entries.filter(|(uid, _)| *uid <= promised).collect()
 }

@@ -8,9 +8,10 @@ use crate::harness::*;
 /// doveadm's port; every server has an address of its own.
 const DOVEADM: u16 = 4155;
 
+/// The servers end first: the other end of a sync may still be asking its daemon.
 pub struct Pair {
-    pub daemons: [Daemon; 2],
     pub servers: [Dovecot; 2],
+    pub daemons: [Daemon; 2],
 }
 
 impl Pair {
