@@ -214,11 +214,11 @@ impl Mailbox {
         Some(self.slot().promised.load(Acquire)).filter(|uid| *uid != PROMISED_ALL)
     }
 
-    /// Notes a promise, or with a lower `uid` its withdrawal. For the cluster daemon's side alone.
+    /// Notes a promise, or with a lower `uid` its withdrawal; `u32::MAX`: of whatever comes, too,
+    /// as after a boot. For the cluster daemon's side alone.
     pub fn promise(&self, uid: u32) -> Result<(), Error> {
         let _writer = self.table.writer()?;
-        let promised = uid.min(PROMISED_ALL - 1);
-        self.slot().promised.store(promised, Release);
+        self.slot().promised.store(uid, Release);
         Ok(())
     }
 

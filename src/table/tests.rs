@@ -645,6 +645,10 @@ fn promises_count_as_everything_until_known() {
     assert_eq!(mailbox.promised(), Some(12));
     mailbox.promise(9).unwrap();
     assert_eq!(mailbox.info().unwrap().promised, Some(9));
+    // As a node does that joins: whatever comes is promised, too.
+    mailbox.promise(u32::MAX).unwrap();
+    assert_eq!(mailbox.promised(), None);
+    mailbox.promise(9).unwrap();
     f.reboot();
     assert_eq!(f.attach(1, 8).promised(), None);
 }
