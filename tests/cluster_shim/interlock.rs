@@ -252,7 +252,7 @@ fn guids(messages: &[Message]) -> Vec<String> {
 }
 
 /// Rounds of promise, look, and withdrawal while both nodes write and sync.
-const PROMISES: usize = 25;
+const PROMISES: usize = 15;
 
 #[test]
 fn what_was_promised_stays_while_replication_runs() {
