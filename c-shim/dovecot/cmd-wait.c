@@ -403,8 +403,10 @@ static void xid_judge_sort(struct client_command_context *cmd,
  * URLs (RFC 4467): the server repeats the URL, UID and all
  */
 
+/* base NULL = the URL names its server */
 static void xid_reach_url(struct client_command_context *cmd,
-			  const char *text, struct xid_reach *reach)
+			  const char *text, const struct imap_url *base,
+			  struct xid_reach *reach)
 {
 	struct mail_user *user = cmd->client->user;
 	struct mail_namespace *ns;
@@ -412,8 +414,9 @@ static void xid_reach_url(struct client_command_context *cmd,
 	struct mailbox *box;
 	const char *error;
 
-	if (imap_url_parse(text, NULL, IMAP_URL_PARSE_ALLOW_URLAUTH,
-			   &url, &error) < 0 ||
+	if (imap_url_parse(text, base, base != NULL ?
+			   IMAP_URL_PARSE_REQUIRE_RELATIVE :
+			   IMAP_URL_PARSE_ALLOW_URLAUTH, &url, &error) < 0 ||
 	    url->mailbox == NULL || url->uid == 0)
 		return;
 	if (url->userid != NULL && strcmp(url->userid, user->username) != 0)
@@ -443,8 +446,87 @@ static void xid_judge_urls(struct client_command_context *cmd,
 		if (!imap_arg_get_list(args, &arg))
 			arg = args;
 		if (imap_arg_get_astring(arg, &text))
-			xid_reach_url(cmd, text, reach);
+			xid_reach_url(cmd, text, NULL, reach);
 	}
+}
+
+/*
+ * CATENATE (RFC 4469): parts of what is appended can be URLs
+ */
+
+/* The next word of a command that is still in the buffer; literals that are
+   whole are passed over. Returns NULL at the end of what is there. */
+static const char *xid_peek_word(const char **data, const char *end)
+{
+	const char *p = *data, *start;
+	unsigned long size;
+	char *after;
+
+	while (p < end && strchr(" ()\r\n", *p) != NULL)
+		p++;
+	start = p;
+	if (p < end && *p == '"') {
+		for (p++; p < end && *p != '"'; p++) {
+			if (*p == '\\' && p + 1 < end)
+				p++;
+		}
+		*data = I_MIN(p + 1, end);
+		return p < end ? t_strdup_until(start + 1, p) : NULL;
+	}
+	while (p < end && strchr(" ()\r\n", *p) == NULL)
+		p++;
+	*data = p;
+	if (p == end)
+		return NULL;
+	if (*start == '{' && *p == '\r') {
+		size = strtoul(start + 1, &after, 10);
+		if (size > (size_t)(end - p) || end - p < 2)
+			return NULL;
+		*data = I_MIN(p + 2 + size, end);
+	}
+	return t_strdup_until(start, p);
+}
+
+static void xid_reach_catenate(struct client_command_context *cmd,
+			       const char *data, const char *end,
+			       struct xid_reach *reach)
+{
+	struct mailbox *box = cmd->client->mailbox;
+	struct imap_url base;
+	const char *word;
+	bool is_url = FALSE;
+
+	i_zero(&base);
+	if (box != NULL) {
+		base.mailbox = mailbox_get_vname(box);
+		base.uidvalidity =
+			mail_index_get_header(box->view)->uid_validity;
+	}
+	while (reach->uid == 0 &&
+	       (word = xid_peek_word(&data, end)) != NULL) {
+		if (is_url)
+			xid_reach_url(cmd, word, &base, reach);
+		is_url = strcasecmp(word, "URL") == 0;
+	}
+}
+
+/* The host reads what follows the mailbox piece by piece. What a client sends
+   in one go is here already; a URL that comes later finds no message whose UID
+   is not stable (uidleak.c). */
+static void xid_judge_append(struct client_command_context *cmd,
+			     const struct imap_arg *args ATTR_UNUSED,
+			     struct xid_reach *reach)
+{
+	const char *data, *line;
+	size_t size;
+
+	data = (const char *)i_stream_get_data(cmd->client->input, &size);
+	line = memchr(data, '\n', size);
+	if (line == NULL)
+		line = data + size;
+	if (strstr(t_str_ucase(t_strndup(data, line - data)),
+		   "CATENATE (") != NULL)
+		xid_reach_catenate(cmd, data, data + size, reach);
 }
 
 /*
@@ -1005,8 +1087,8 @@ XID_WRAPPER(XID_NOTIFY)
 #define XID_UID_ONLY(idx, name, arg_count, dest) \
 	[idx] = { name, xid_wrapper_##idx, xid_judge_uid_set, NULL, \
 		  arg_count, dest, TRUE, TRUE, NULL, NULL, 0, 0 }
-#define XID_SAVES(idx, name, arg_count, dest) \
-	[idx] = { name, xid_wrapper_##idx, NULL, NULL, \
+#define XID_SAVES(idx, name, judge, arg_count, dest) \
+	[idx] = { name, xid_wrapper_##idx, judge, NULL, \
 		  arg_count, dest, FALSE, FALSE, NULL, NULL, 0, 0 }
 #define XID_ANY(idx, name, judge, prepare) \
 	[idx] = { name, xid_wrapper_##idx, judge, prepare, 0, 0, FALSE, FALSE, \
@@ -1019,7 +1101,7 @@ static struct xid_uid_command xid_uid_commands[XID_COMMAND_COUNT] = {
 	XID_UID_ONLY(XID_COPY, "COPY", 2, 2),
 	XID_UID_ONLY(XID_MOVE, "MOVE", 2, 2),
 	XID_UID_ONLY(XID_EXPUNGE, "EXPUNGE", 1, 0),
-	XID_SAVES(XID_APPEND, "APPEND", 1, 1),
+	XID_SAVES(XID_APPEND, "APPEND", xid_judge_append, 1, 1),
 	XID_SELECTED(XID_SEARCH, "SEARCH", xid_judge_search, NULL),
 	XID_SELECTED(XID_SORT, "SORT", xid_judge_sort, NULL),
 	XID_SELECTED(XID_THREAD, "THREAD", xid_judge_sort, NULL),

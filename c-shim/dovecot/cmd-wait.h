@@ -21,6 +21,9 @@ void xid_grace_client_created(struct client *client, struct xid_user *xuser);
 /* Is there a UID key among the keys of SEARCH, or of SORT or THREAD (sort)? */
 bool xid_search_has_uid_key(const struct imap_arg *args, bool sort);
 
+/* notify.c: the same for a user whose UIDs may wait. */
+void xid_notify_client_created(struct client *client);
+
 /* nouids.c: a command of a user who has no UIDs. func is the host's, which
    reads so many arguments. */
 bool xid_nouids_command(struct client_command_context *cmd, const char *name,

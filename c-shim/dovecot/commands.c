@@ -492,6 +492,17 @@ static bool xhxid_find_prefix(const struct imap_arg *arg, unsigned int *idx_r)
 	return FALSE;
 }
 
+static const char *xhxid_why_not(const struct mailbox *box)
+{
+	if (strcmp(box->storage->name, "virtual") == 0) {
+		return "NO ["IMAP_RESP_CODE_CANNOT"] XHXID does not work in a "
+			"virtual mailbox: select the mailbox that the "
+			"messages are in, or search for XIDs.";
+	}
+	return "NO ["IMAP_RESP_CODE_CANNOT"] "
+		"Messages have no XIDs in this mailbox.";
+}
+
 bool cmd_xhxid(struct client_command_context *cmd)
 {
 	struct client *client = cmd->client;
@@ -510,9 +521,7 @@ bool cmd_xhxid(struct client_command_context *cmd)
 		return TRUE;
 	xbox = xid_mailbox_get(client->mailbox);
 	if (xbox == NULL) {
-		client_send_tagline(cmd,
-			"NO ["IMAP_RESP_CODE_CANNOT"] "
-			"Messages have no XIDs in this mailbox.");
+		client_send_tagline(cmd, xhxid_why_not(client->mailbox));
 		return TRUE;
 	}
 	if (!xhxid_find_prefix(&args[0], &i))

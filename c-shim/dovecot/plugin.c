@@ -2,6 +2,7 @@
    serves every Dovecot process; doveadm loads it twice under two names (see
    src/ffi/dovecot.rs), hence the count. */
 #include "xid-plugin.h"
+#include "xid-search.h"
 #include "wait.h"
 #include "xid-doveadm.h"
 #include "ioloop.h"
@@ -230,6 +231,8 @@ static void xid_mailbox_allocated(struct mailbox *box)
 	struct xid_root *root;
 	xid_mailbox_hook_t *hook;
 
+	if (xuser != NULL && strcmp(box->storage->name, "virtual") == 0)
+		xid_search_virtual_allocated(box);
 	if (xuser == NULL || xid_storage_is_foreign(box->storage))
 		return;
 	root = xid_root_get(xuser, box);

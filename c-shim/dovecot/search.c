@@ -63,27 +63,37 @@ static int xid_cmp(const struct imap_xid *a, const struct imap_xid *b)
 	return memcmp(a->ns, b->ns, a->ns_len);
 }
 
+/* What the set names. The XIDs themselves are returned, to be freed after the
+   table. */
+static struct imap_xid *
+xid_wanted_init(const imap_xid_set *set, HASH_TABLE_TYPE(xid_wanted) *wanted_r)
+{
+	size_t i, count = imap_xid_set_count(set);
+	struct imap_xid *xids = i_new(struct imap_xid, I_MAX(count, 1));
+	const struct imap_xid *key;
+
+	hash_table_create(wanted_r, default_pool, count, xid_hash, xid_cmp);
+	for (i = 0; i < count; i++) {
+		if (imap_xid_set_get(set, i, &xids[i]) < 0)
+			i_unreached();
+		key = &xids[i];
+		hash_table_update(*wanted_r, key, key);
+	}
+	return xids;
+}
+
 /* One pass over the mailbox: for sets that are large beside it, and when the
    registry cannot be asked. */
 static void xid_search_scan(struct xid_mailbox *xbox, const imap_xid_set *set,
 			    ARRAY_TYPE(seq_range) *seqs)
 {
 	struct mail_index_view *view = xbox->box->view;
-	size_t i, count = imap_xid_set_count(set);
 	uint32_t seq, messages = mail_index_view_get_messages_count(view);
 	HASH_TABLE_TYPE(xid_wanted) wanted;
 	struct imap_xid *xids, xid;
-	const struct imap_xid *key;
+	const struct imap_xid *key = &xid;
 
-	xids = i_new(struct imap_xid, I_MAX(count, 1));
-	hash_table_create(&wanted, default_pool, count, xid_hash, xid_cmp);
-	for (i = 0; i < count; i++) {
-		if (imap_xid_set_get(set, i, &xids[i]) < 0)
-			i_unreached();
-		key = &xids[i];
-		hash_table_update(wanted, key, key);
-	}
-	key = &xid;
+	xids = xid_wanted_init(set, &wanted);
 	for (seq = 1; seq <= messages; seq++) {
 		if (xid_mail_get(xbox, view, seq, &xid) &&
 		    hash_table_lookup(wanted, key) != NULL)
@@ -128,6 +138,64 @@ void xid_search_resolve(struct xid_mailbox *xbox, const imap_xid_set *set,
 }
 
 /*
+ * Virtual mailboxes: their messages are those of others, and have their XIDs
+ */
+
+static MODULE_CONTEXT_DEFINE_INIT(xid_virtual_module,
+				  &mail_storage_module_register);
+
+/* What stood in the place of our functions: of a virtual mailbox, which has no
+   XIDs of its own, or of one that has. */
+static struct mailbox_vfuncs *xid_search_super(struct mailbox *box)
+{
+	union mailbox_module_context *ctx =
+		MODULE_CONTEXT(box, xid_virtual_module);
+
+	return ctx != NULL ? &ctx->super :
+		&xid_mailbox_context(box)->module_ctx.super;
+}
+
+static void
+xid_search_virtual_mail(struct mail *mail, HASH_TABLE_TYPE(xid_wanted) wanted,
+			ARRAY_TYPE(seq_range) *seqs)
+{
+	struct xid_mailbox *xbox;
+	struct mail *behind;
+	struct imap_xid xid;
+	const struct imap_xid *key = &xid;
+
+	if (mail_get_backend_mail(mail, &behind) < 0)
+		return;
+	xbox = xid_mailbox_get(behind->box);
+	if (xbox != NULL &&
+	    xid_mail_get(xbox, behind->transaction->view, behind->seq, &xid) &&
+	    hash_table_lookup(wanted, key) != NULL)
+		seq_range_array_add(seqs, mail->seq);
+}
+
+static void xid_search_virtual(struct mailbox *box, const imap_xid_set *set,
+			       ARRAY_TYPE(seq_range) *seqs)
+{
+	uint32_t seq, messages = mail_index_view_get_messages_count(box->view);
+	struct mailbox_transaction_context *t;
+	HASH_TABLE_TYPE(xid_wanted) wanted;
+	struct imap_xid *xids;
+	struct mail *mail;
+
+	xids = xid_wanted_init(set, &wanted);
+	t = mailbox_transaction_begin(box, 0, "xid: search");
+	mail = mail_alloc(t, 0, NULL);
+	for (seq = 1; seq <= messages; seq++) T_BEGIN {
+		mail_set_seq(mail, seq);
+		xid_search_virtual_mail(mail, wanted, seqs);
+	} T_END;
+	mail_free(&mail);
+	mailbox_transaction_rollback(&t);
+	hash_table_destroy(&wanted);
+	i_free(xids);
+}
+
+/*
  * Searches
  */
 
@@ -145,10 +213,11 @@ static bool search_arg_is_xid(const struct mail_search_arg *arg)
 	}
 }
 
-static void search_arg_begin(struct xid_mailbox *xbox, pool_t pool,
+static void search_arg_begin(struct mailbox *box, pool_t pool,
 			     struct mail_search_arg *arg)
 {
 	const char *text = arg->value.str + XID_SEARCH_MARK_LEN;
+	struct xid_mailbox *xbox = xid_mailbox_get(box);
 	imap_xid_set *set;
 
 	if (array_is_created(&arg->value.seqset))
@@ -161,20 +230,23 @@ static void search_arg_begin(struct xid_mailbox *xbox, pool_t pool,
 		/* somebody made a GUID up that looks like our mark */
 		return;
 	}
-	xid_search_resolve(xbox, set, &arg->value.seqset);
+	if (xbox != NULL)
+		xid_search_resolve(xbox, set, &arg->value.seqset);
+	else
+		xid_search_virtual(box, set, &arg->value.seqset);
 	imap_xid_set_free(set);
 }
 
 /* The arguments below INTHREAD are searched for by themselves, and come here
    with that search. */
-static void search_args_begin(struct xid_mailbox *xbox, pool_t pool,
+static void search_args_begin(struct mailbox *box, pool_t pool,
 			      struct mail_search_arg *arg)
 {
 	for (; arg != NULL; arg = arg->next) {
 		if (arg->type == SEARCH_OR || arg->type == SEARCH_SUB)
-			search_args_begin(xbox, pool, arg->value.subargs);
+			search_args_begin(box, pool, arg->value.subargs);
 		else if (arg->type == SEARCH_GUID && search_arg_is_xid(arg))
-			search_arg_begin(xbox, pool, arg);
+			search_arg_begin(box, pool, arg);
 	}
 }
 
@@ -194,11 +266,10 @@ static void search_args_end(struct mail_search_arg *arg)
 static bool xid_search_next(struct mail_search_context *ctx,
 			    struct mail **mail_r, bool *tryagain_r)
 {
-	struct xid_mailbox *xbox = xid_mailbox_context(ctx->transaction->box);
+	struct mailbox_vfuncs *super = xid_search_super(ctx->transaction->box);
 	struct xid_search *xsearch = MODULE_CONTEXT(ctx, xid_search_module);
 
-	if (!xbox->module_ctx.super.search_next_nonblock(ctx, mail_r,
-							 tryagain_r))
+	if (!super->search_next_nonblock(ctx, mail_r, tryagain_r))
 		return FALSE;
 	if (xsearch != NULL)
 		seq_range_array_add(xsearch->matches, (*mail_r)->uid);
@@ -207,13 +278,20 @@ static bool xid_search_next(struct mail_search_context *ctx,
 
 /* Only now, and not for every mailbox: what runs for each message costs too
    much for the many searches whose matches nobody collects. */
-static void search_collect(struct xid_mailbox *xbox, struct mailbox *box)
+static void search_collect(struct mailbox *box)
 {
 	if (box->v.search_next_nonblock == xid_search_next)
 		return;
-	xbox->module_ctx.super.search_next_nonblock =
+	xid_search_super(box)->search_next_nonblock =
 		box->v.search_next_nonblock;
 	box->v.search_next_nonblock = xid_search_next;
+}
+
+/* Not where the index is in memory only. */
+static bool xid_search_applies(struct mailbox *box)
+{
+	return xid_mailbox_get(box) != NULL ||
+		MODULE_CONTEXT(box, xid_virtual_module) != NULL;
 }
 
 static struct mail_search_context *
@@ -223,20 +301,20 @@ xid_search_begin(struct mailbox_transaction_context *t,
 		 enum mail_fetch_field wanted_fields,
 		 struct mailbox_header_lookup_ctx *wanted_headers)
 {
-	struct xid_mailbox *xbox = xid_mailbox_context(t->box);
+	struct mailbox_vfuncs *super = xid_search_super(t->box);
 	struct mail_search_context *ctx;
 	struct xid_search *xsearch;
 	ARRAY_TYPE(seq_range) *matches;
 
 	matches = xid_search_imap == NULL ? NULL :
 		xid_search_imap->matches_wanted(t->box);
-	if (!xbox->disabled) T_BEGIN {
-		search_args_begin(xbox, args->pool, args->args);
+	if (xid_search_applies(t->box)) T_BEGIN {
+		search_args_begin(t->box, args->pool, args->args);
 	} T_END;
-	ctx = xbox->module_ctx.super.search_init(t, args, sort_program,
-						 wanted_fields, wanted_headers);
+	ctx = super->search_init(t, args, sort_program, wanted_fields,
+				 wanted_headers);
 	if (matches != NULL) {
-		search_collect(xbox, t->box);
+		search_collect(t->box);
 		xsearch = i_new(struct xid_search, 1);
 		xsearch->matches = matches;
 		MODULE_CONTEXT_SET(ctx, xid_search_module, xsearch);
@@ -246,15 +324,28 @@ xid_search_begin(struct mailbox_transaction_context *t,
 
 static int xid_search_end(struct mail_search_context *ctx)
 {
-	struct xid_mailbox *xbox = xid_mailbox_context(ctx->transaction->box);
+	struct mailbox_vfuncs *super = xid_search_super(ctx->transaction->box);
 	struct xid_search *xsearch = MODULE_CONTEXT(ctx, xid_search_module);
 	struct mail_search_args *args = ctx->args;
 	int ret;
 
-	ret = xbox->module_ctx.super.search_deinit(ctx);
+	ret = super->search_deinit(ctx);
 	search_args_end(args->args);
 	i_free(xsearch);
 	return ret;
+}
+
+void xid_search_virtual_allocated(struct mailbox *box)
+{
+	struct mailbox_vfuncs *v = box->vlast;
+	union mailbox_module_context *ctx;
+
+	ctx = p_new(box->pool, union mailbox_module_context, 1);
+	ctx->super = *v;
+	box->vlast = &ctx->super;
+	v->search_init = xid_search_begin;
+	v->search_deinit = xid_search_end;
+	MODULE_CONTEXT_SET_SELF(box, xid_virtual_module, ctx);
 }
 
 static void search_mailbox_hook(struct xid_mailbox *xbox ATTR_UNUSED,

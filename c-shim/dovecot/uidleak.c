@@ -143,8 +143,11 @@ static int xid_leak_get_status(struct mailbox *box,
 		   index cannot be opened (the error is set) */
 		return -1;
 	}
-	if ((items & STATUS_UIDNEXT) != 0 && status_r->uidnext > watermark)
+	if ((items & STATUS_UIDNEXT) != 0 && status_r->uidnext > watermark) {
+		if (status_r->uidnext > watermark + 1)
+			xid_notify_uidnext_clipped(box, status_r->uidnext - 1);
 		status_r->uidnext = watermark + 1;
+	}
 	if ((items & STATUS_HIGHESTMODSEQ) != 0 && box->opened) {
 		status_r->highest_modseq = xid_leak_stable_modseq_known(wbox,
 			watermark, status_r->highest_modseq);
@@ -762,6 +765,35 @@ xid_leak_mail_get_special(struct mail *mail, enum mail_fetch_field field,
 		xid_leak_mail_super(mail)->get_special(mail, field, value_r));
 }
 
+static bool xid_leak_user_appends(const struct mail_user *user)
+{
+	const struct client_command_context *cmd;
+	const struct client *client;
+
+	for (client = imap_clients; client != NULL; client = client->next) {
+		if (client->user != user)
+			continue;
+		for (cmd = client->command_queue; cmd != NULL; cmd = cmd->next) {
+			if (cmd->name != NULL &&
+			    strcasecmp(cmd->name, "APPEND") == 0)
+				return TRUE;
+		}
+	}
+	return FALSE;
+}
+
+/* A URL in CATENATE names a message by its UID. Where the command did not wait
+   for it there is no such message yet. */
+static bool xid_leak_mail_set_uid(struct mail *mail, uint32_t uid)
+{
+	struct xid_wait_mailbox *wbox = xid_wait_mailbox_get(mail->box);
+
+	if (wbox != NULL && uid > xid_wait_watermark(wbox) &&
+	    xid_leak_user_appends(mail->box->storage->user))
+		return FALSE;
+	return xid_leak_mail_super(mail)->set_uid(mail, uid);
+}
+
 static struct mail *
 xid_leak_mail_alloc(struct mailbox_transaction_context *t,
 		    enum mail_fetch_field wanted_fields,
@@ -774,18 +806,18 @@ xid_leak_mail_alloc(struct mailbox_transaction_context *t,
 
 	mail = xbox->module_ctx.super.mail_alloc(t, wanted_fields,
 						 wanted_headers);
-	/* only a client's own FETCH ends in such a line */
-	if (xid_leak_client_of(t->box) == NULL)
-		return mail;
-
 	pmail = (struct mail_private *)mail;
 	context = p_new(pmail->pool, union mail_module_context, 1);
 	context->super = pmail->v;
+	MODULE_CONTEXT_SET_SELF(pmail, xid_leak_mail_module, context);
+	pmail->v.set_uid = xid_leak_mail_set_uid;
+	/* only a client's own FETCH ends in such a line */
+	if (xid_leak_client_of(t->box) == NULL)
+		return mail;
 	pmail->v.get_stream = xid_leak_mail_get_stream;
 	pmail->v.get_header_stream = xid_leak_mail_get_header_stream;
 	pmail->v.get_binary_stream = xid_leak_mail_get_binary_stream;
 	pmail->v.get_special = xid_leak_mail_get_special;
-	MODULE_CONTEXT_SET_SELF(pmail, xid_leak_mail_module, context);
 	return mail;
 }
 
@@ -924,6 +956,7 @@ static void xid_leak_client_created(struct client **_client)
 		client->v.destroy = xid_leak_client_destroy;
 		MODULE_CONTEXT_SET(client, xid_leak_client_module, lclient);
 		xid_grace_client_created(client, xuser);
+		xid_notify_client_created(client);
 	}
 	if (xid_leak_next_client_created != NULL)
 		xid_leak_next_client_created(_client);

@@ -9,6 +9,7 @@
      uidleak.c   what the server says by itself: no UID above the watermark
      delivery.c  saves: the gate, the pending UIDs, deliveries, POP3 logins
      grace.c     APPENDUID and COPYUID a little later
+     notify.c    NOTIFY's second STATUS
      nouids.c    xid_uids = no
 
    None of it does anything for a user whose UIDs are local: his mailboxes
@@ -178,6 +179,9 @@ void xid_wait_imap_deinit(void);
    host name them? Their tagged line is then held back. */
 bool xid_grace_begin(struct mailbox *box, uint32_t uid_validity,
 		     uint32_t last_uid);
+
+/* UIDNEXT of the mailbox was told as less than it is. */
+void xid_notify_uidnext_clipped(struct mailbox *box, uint32_t last_uid);
 
 void xid_leak_hook(struct xid_wait_mailbox *wbox, struct mailbox_vfuncs *v);
 void xid_leak_init(void);

@@ -24,6 +24,10 @@ struct xid_search_vfuncs {
 };
 extern const struct xid_search_vfuncs *xid_search_imap;
 
+/* A virtual mailbox was made: it can be searched for the XIDs of the messages
+   behind its own. */
+void xid_search_virtual_allocated(struct mailbox *box);
+
 void xid_search_init(void);
 void xid_search_deinit(void);
 

@@ -211,6 +211,25 @@ fn a_virtual_mailbox_shows_the_xids_of_the_messages_behind_it() {
         .iter()
         .map(|fetch| fetch.xid().unwrap())
         .collect();
+    let at = seen.iter().position(|xid| xid == "foo-2").unwrap() + 1;
     seen.sort();
     assert_eq!(seen, ["foo-1", "foo-2", "foo-3"]);
+
+    // As a search key, and as what the matches are to be named by.
+    let search = |client: &mut Imap, keys: &str| client.ok(keys).search_numbers();
+    assert_eq!(search(&mut client, "SEARCH XID foo-2,foo-9"), [at as u32]);
+    // NOT is as the host has it for sequence numbers here.
+    let not = search(&mut client, &format!("SEARCH NOT {at}"));
+    assert_eq!(search(&mut client, "SEARCH NOT XID foo-2"), not);
+    assert_eq!(
+        search(&mut client, "SEARCH OR XID foo-1 XID foo-3").len(),
+        2
+    );
+    assert_eq!(search(&mut client, "UID SEARCH XID foo-2").len(), 1);
+    let reply = client.ok("SEARCH SUBJECT \"message 2\" XID");
+    assert_eq!(reply.fetches()[0].xid().as_deref(), Some("foo-2"));
+    // The numbers of a state are those of one mailbox.
+    let reply = client.no("XHXID");
+    assert!(reply.text.contains("virtual"), "{}", reply.text);
+    client.no("XHXID FETCH foo-1 (FLAGS)");
 }

@@ -405,6 +405,36 @@ fn notify_of_other_mailboxes_tells_uidnext_as_status_does() {
 }
 
 #[test]
+fn notify_tells_another_mailbox_again_when_its_uids_are_stable() {
+    let server = inbox(table(), 2, 1);
+    let mut client = server.imap("alice");
+    client.ok("CREATE Other");
+    client.ok("SELECT Other");
+    let reply = client.ok("NOTIFY SET STATUS (MAILBOXES INBOX (MessageNew MessageExpunge))");
+    assert!(reply.only("STATUS").contains("UIDNEXT 2"));
+    let idle = client.idle();
+    advance(&server, "alice", "INBOX", 2);
+    let line = client.wait_line("STATUS INBOX").text().into_owned();
+    assert!(
+        line.contains("MESSAGES 2") && line.contains("UIDNEXT 3"),
+        "{line}"
+    );
+    client.done(&idle);
+    // So does whatever else told it a UIDNEXT that stayed behind.
+    server.append("alice", "INBOX", &message(3));
+    let reply = client.ok("STATUS INBOX (UIDNEXT)");
+    assert!(reply.only("STATUS").contains("UIDNEXT 3"));
+    advance(&server, "alice", "INBOX", 3);
+    let line = client.wait_line("STATUS INBOX").text().into_owned();
+    assert!(line.contains("UIDNEXT 4"), "{line}");
+    // Nothing is told after it asked for nothing.
+    client.ok("NOTIFY NONE");
+    server.append("alice", "INBOX", &message(4));
+    advance(&server, "alice", "INBOX", 4);
+    assert!(client.ok("NOOP").untagged("STATUS").is_empty());
+}
+
+#[test]
 fn pop3_waits_at_login() {
     let server = inbox(table(), 2, 1);
     let mut pop3 = server.connect_pop3();

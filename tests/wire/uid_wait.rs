@@ -637,3 +637,33 @@ fn the_files_of_the_plug_in_are_no_mailboxes_where_mailboxes_are_plain_folders()
         .collect();
     assert_eq!(names.len(), 2, "{names:?}");
 }
+
+#[test]
+fn catenate_with_the_url_of_an_unstable_message_waits() {
+    let server = inbox(table(), 2, 1);
+    let mut client = server.imap_in("alice", "INBOX");
+    client.ok("CREATE Other");
+    let validity = client
+        .ok("STATUS INBOX (UIDVALIDITY)")
+        .only("STATUS")
+        .rsplit(' ')
+        .next()
+        .map(|word| word.trim_end_matches(')').to_owned())
+        .expect("a UIDVALIDITY");
+    let url = |uid: u32| format!("\"/INBOX;UIDVALIDITY={validity}/;UID={uid}\"");
+    client.ok(&format!("APPEND Other CATENATE (URL {})", url(1)));
+    let parts = format!("TEXT {{6+}}\r\nA: b\r\n URL {}", url(2));
+    let tag = send_and_see_it_wait(&mut client, &format!("APPEND Other CATENATE ({parts})"));
+    // The client is alone in waiting.
+    server.imap_in("alice", "INBOX").ok("FETCH 1:* (XID)");
+    advance(&server, "alice", "INBOX", 2);
+    assert!(client.wait(&tag).is_ok());
+    // A URL that comes after the command began finds no message yet.
+    server.append("alice", "INBOX", &message(3));
+    client.ok("NOOP");
+    let tag = client.new_tag();
+    client.raw(format!("{} APPEND Other CATENATE (TEXT {{6}}\r\n", tag.0).as_bytes());
+    assert!(client.read_line().starts_with("+"));
+    client.raw(format!("A: b\r\n URL {})\r\n", url(3)).as_bytes());
+    assert!(!client.wait(&tag).is_ok());
+}
