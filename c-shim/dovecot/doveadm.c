@@ -68,7 +68,13 @@ int xid_doveadm_number(struct xid_doveadm *cmd, unsigned int idx,
 
 int xid_doveadm_sync(struct xid_doveadm *cmd)
 {
-	if (mailbox_sync(cmd->box, 0) < 0)
+	int ret = mailbox_sync(cmd->box, 0);
+
+	if (ret == 0 && cmd->xbox->strays) {
+		cmd->xbox->strays = FALSE;
+		ret = mailbox_sync(cmd->box, 0);
+	}
+	if (ret < 0)
 		return xid_doveadm_fail_box(cmd, cmd->box, "sync");
 	return 0;
 }

@@ -10,8 +10,12 @@
 #include "istream.h"
 #include "write-full.h"
 #include "mail-index-private.h"
+#include "maildir-storage.h"
+#include "maildir-uidlist.h"
+#include "maildir-filename.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define XID_MOVING_FILE "xid.moving"
@@ -31,11 +35,13 @@ xid_moving_append(const struct xid_saved_mail *mail, string_t *text)
 	str_append_c(text, '\n');
 }
 
+/* What an earlier process left may still be needed: it stays. Its last line may
+   be half a line. */
 static int xid_moving_write(const char *path, const string_t *text)
 {
 	int fd, ret;
 
-	fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
 	if (fd == -1)
 		return -1;
 	ret = write_full(fd, str_data(text), str_len(text));
@@ -57,12 +63,13 @@ void xid_moving_begin(struct mailbox_transaction_context *t)
 		return;
 	count = xid_saved_mails(t, &mails);
 	text = t_str_new(256);
+	str_append_c(text, '\n');
 	for (i = 0; i < count; i++) {
 		if (mails[i].keep.number != 0 && !mails[i].imported &&
 		    mails[i].guid != NULL && *mails[i].guid != '\0')
 			xid_moving_append(&mails[i], text);
 	}
-	if (str_len(text) == 0)
+	if (str_len(text) == 1)
 		return;
 	xbox->moving = TRUE;
 	xbox->moved = FALSE;
@@ -87,13 +94,28 @@ void xid_moving_end(struct mailbox *box, bool success)
 	i_unlink_if_exists(xid_moving_path(xbox));
 }
 
+/* The message's place in the list; the last line about it counts. */
+static struct xid_moving *
+xid_moving_get(ARRAY_TYPE(xid_moving) *moving, const char *xid)
+{
+	struct xid_moving *mail;
+
+	array_foreach_modifiable(moving, mail) {
+		if (strcmp(mail->xid, xid) == 0)
+			return mail;
+	}
+	mail = array_append_space(moving);
+	mail->xid = xid;
+	return mail;
+}
+
 void xid_moving_read(struct xid_mailbox *xbox, pool_t pool,
 		     ARRAY_TYPE(xid_moving) *moving)
 {
 	const char *path = xid_moving_path(xbox);
 	struct xid_moving *mail;
 	struct istream *input;
-	const char *line, *tab;
+	const char *line, *tab, *xid;
 	int fd;
 
 	fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -104,9 +126,87 @@ void xid_moving_read(struct xid_mailbox *xbox, pool_t pool,
 		tab = strchr(line, '\t');
 		if (tab == NULL)
 			continue;
-		mail = array_append_space(moving);
-		mail->xid = p_strdup_until(pool, line, tab);
+		xid = p_strdup_until(pool, line, tab);
+		mail = xid_moving_get(moving, xid);
 		mail->guid = p_strdup(pool, t_str_tabunescape(tab + 1));
 	}
 	i_stream_unref(&input);
+}
+
+/*
+ * Copies in a maildir that never got their GUIDs
+
+   A message that is copied within its maildir gets another file name, and its
+   GUID when the list of UIDs is written. Killed before that, the copy looks like
+   a message of its own. It is known by its file, which is the original's.
+ */
+
+static bool
+xid_maildir_stat(struct mailbox *box, const char *fname, struct stat *st_r)
+{
+	const char *dir = mailbox_get_path(box);
+
+	return stat(t_strdup_printf("%s/cur/%s", dir, fname), st_r) == 0 ||
+		stat(t_strdup_printf("%s/new/%s", dir, fname), st_r) == 0;
+}
+
+static void
+xid_moving_find_file(struct xid_mailbox *xbox, uint32_t uid, const char *fname,
+		     ARRAY_TYPE(xid_moving) *moving)
+{
+	struct maildir_mailbox *mbox = MAILDIR_MAILBOX(xbox->box);
+	struct xid_moving *mail;
+	const char *guid;
+	struct stat st;
+
+	guid = maildir_uidlist_lookup_ext(mbox->uidlist, uid,
+					  MAILDIR_UIDLIST_REC_EXT_GUID);
+	if (guid == NULL)
+		guid = t_strcut(fname, MAILDIR_INFO_SEP);
+	array_foreach_modifiable(moving, mail) {
+		if (mail->inode == 0 && strcmp(mail->guid, guid) == 0 &&
+		    xid_maildir_stat(xbox->box, fname, &st))
+			mail->inode = st.st_ino;
+	}
+}
+
+void xid_moving_find_files(struct xid_mailbox *xbox,
+			   ARRAY_TYPE(xid_moving) *moving)
+{
+	struct maildir_mailbox *mbox;
+	struct maildir_uidlist_iter_ctx *iter;
+	enum maildir_uidlist_rec_flag flags;
+	const char *fname;
+	uint32_t uid;
+
+	if (!xid_storage_is_maildir(xbox->box) || array_count(moving) == 0)
+		return;
+	mbox = MAILDIR_MAILBOX(xbox->box);
+	iter = maildir_uidlist_iter_init(mbox->uidlist);
+	while (maildir_uidlist_iter_next(iter, &uid, &flags, &fname)) T_BEGIN {
+		xid_moving_find_file(xbox, uid, fname, moving);
+	} T_END;
+	maildir_uidlist_iter_deinit(&iter);
+}
+
+bool xid_moving_is_stray(struct xid_mailbox *xbox, uint32_t uid,
+			 const ARRAY_TYPE(xid_moving) *moving)
+{
+	struct maildir_mailbox *mbox;
+	enum maildir_uidlist_rec_flag flags;
+	const struct xid_moving *mail;
+	const char *fname;
+	struct stat st;
+
+	if (!xid_storage_is_maildir(xbox->box))
+		return FALSE;
+	mbox = MAILDIR_MAILBOX(xbox->box);
+	if (maildir_uidlist_lookup(mbox->uidlist, uid, &flags, &fname) <= 0 ||
+	    !xid_maildir_stat(xbox->box, fname, &st))
+		return FALSE;
+	array_foreach(moving, mail) {
+		if (mail->inode == st.st_ino)
+			return TRUE;
+	}
+	return FALSE;
 }

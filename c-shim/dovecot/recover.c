@@ -32,6 +32,8 @@ struct xid_lost_mail {
 	const char *answer;
 	/* The XID with which it was moved when a process was killed */
 	const char *moved;
+	/* Half a copy of one that was; it goes. */
+	bool stray;
 	/* number 0 = it needs a new one */
 	struct xid_record rec;
 };
@@ -269,6 +271,22 @@ xid_recover_take_answer(struct xid_recover *r, struct xid_lost_mail *lost)
 	}
 }
 
+/* One that is not taken yet, if there is one. */
+static struct xid_moving *
+xid_recover_find_moving(ARRAY_TYPE(xid_moving) *moving, const char *guid)
+{
+	struct xid_moving *moved, *found = NULL;
+
+	array_foreach_modifiable(moving, moved) {
+		if (null_strcmp(guid, moved->guid) != 0)
+			continue;
+		found = moved;
+		if (!moved->taken)
+			break;
+	}
+	return found;
+}
+
 /* What was being moved when a process was killed. The message at its old place
    may still have the XID, too. */
 static void xid_recover_find_moved(struct xid_recover *r)
@@ -276,19 +294,42 @@ static void xid_recover_find_moved(struct xid_recover *r)
 	ARRAY_TYPE(xid_moving) moving;
 	struct xid_lost_mail *lost;
 	struct xid_moving *moved;
+	bool others = FALSE;
 
-	if (array_count(&r->mails) == 0)
-		return;
 	p_array_init(&moving, r->pool, 8);
-	xid_moving_read(r->xbox, r->pool, &moving);
+	if (array_count(&r->mails) > 0)
+		xid_moving_read(r->xbox, r->pool, &moving);
+	if (array_count(&moving) == 0)
+		return;
 	array_foreach_modifiable(&r->mails, lost) {
-		array_foreach_modifiable(&moving, moved) {
-			if (lost->moved == NULL && !moved->taken &&
-			    null_strcmp(lost->guid, moved->guid) == 0) {
-				lost->moved = moved->xid;
-				moved->taken = TRUE;
-			}
+		moved = xid_recover_find_moving(&moving, lost->guid);
+		if (moved == NULL)
+			others = TRUE;
+		else if (!moved->taken) {
+			lost->moved = moved->xid;
+			moved->taken = TRUE;
 		}
+	}
+	if (!others)
+		return;
+	xid_moving_find_files(r->xbox, &moving);
+	array_foreach_modifiable(&r->mails, lost) T_BEGIN {
+		lost->stray =
+			xid_recover_find_moving(&moving, lost->guid) == NULL &&
+			xid_moving_is_stray(r->xbox, lost->uid, &moving);
+	} T_END;
+}
+
+static void xid_recover_drop_strays(struct xid_recover *r)
+{
+	struct xid_lost_mail *lost;
+
+	array_foreach_modifiable(&r->mails, lost) {
+		if (lost->seq == 0 || !lost->stray)
+			continue;
+		mail_index_expunge(r->trans, lost->seq);
+		lost->seq = 0;
+		r->xbox->strays = TRUE;
 	}
 }
 
@@ -447,6 +488,7 @@ static int xid_recover_fill(struct xid_recover *r)
 
 	xid_recover_locate(r);
 	r->moved_uid = info.moved_uid;
+	xid_recover_drop_strays(r);
 	xid_recover_moved(r);
 	if (r->registry != NULL && xid_recover_known(r) < 0)
 		return -1;
@@ -538,7 +580,7 @@ xid_recover_find_unknown(struct xid_recover *r, ARRAY_TYPE(const_string) *guids,
 	for (i = 0; i < array_count(&r->mails); i++) {
 		lost = array_idx(&r->mails, i);
 		if (lost->guid == NULL || *lost->guid == '\0' ||
-		    lost->moved != NULL)
+		    lost->moved != NULL || lost->stray)
 			continue;
 		ret = r->registry == NULL ? 0 :
 			xid_recover_take(r, lost, FALSE, &xid);

@@ -116,11 +116,19 @@ void xid_moving_end(struct mailbox *box, bool success);
 /* What a process that was killed meanwhile has left. */
 struct xid_moving {
 	const char *guid, *xid;
+	/* in a maildir, once xid_moving_find_files() found it; else 0 */
+	ino_t inode;
 	bool taken;
 };
 ARRAY_DEFINE_TYPE(xid_moving, struct xid_moving);
 void xid_moving_read(struct xid_mailbox *xbox, pool_t pool,
 		     ARRAY_TYPE(xid_moving) *moving);
+void xid_moving_find_files(struct xid_mailbox *xbox,
+			   ARRAY_TYPE(xid_moving) *moving);
+/* This message, which has no XID, is a copy of one of them that was not
+   finished. */
+bool xid_moving_is_stray(struct xid_mailbox *xbox, uint32_t uid,
+			 const ARRAY_TYPE(xid_moving) *moving);
 
 /*
  * recover.c, register.c

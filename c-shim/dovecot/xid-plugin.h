@@ -152,6 +152,8 @@ struct xid_mailbox {
 	   with its XIDs. */
 	bool moving:1;
 	bool moved:1;
+	/* recover.c expunged half a copy: the next sync carries it out. */
+	bool strays:1;
 };
 
 /* Called for each mailbox that has XIDs when it is allocated, to put

@@ -13,7 +13,7 @@ use crate::state::{Node, State, USER, connect};
 const MESSAGES: usize = 24;
 /// Kills in each run; many more in a soak.
 const KILLS: usize = 24;
-const SOAK_KILLS: usize = 600;
+const SOAK_KILLS: usize = 300;
 
 struct Killer {
     node: Node,
