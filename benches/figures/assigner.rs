@@ -27,9 +27,8 @@ pub fn measure(report: &mut Report) {
         return;
     }
     let stock = Dovecot::setup().plugin(false).start();
-    let (ours, _ours_assigner) = with_assigner(Dovecot::setup());
-    let (waits, _waits_assigner) =
-        with_assigner(Dovecot::setup().xid("xid_appenduid_grace", "60s"));
+    let (ours, ours_assigner) = with_assigner(Dovecot::setup());
+    let (waits, waits_assigner) = with_assigner(Dovecot::setup().xid("xid_appenduid_grace", "60s"));
     let waiting = time(appends(&waits)());
     let spread = alternate(report.rounds, SLICES, || appends(&stock), || appends(&ours));
     let detail = format!(
@@ -38,6 +37,8 @@ pub fn measure(report: &mut Report) {
         time(spread.ours)
     );
     report.add("append_slow_assigner", spread.ratio, "ratio", 1.05, detail);
+    drop((ours_assigner, waits_assigner));
+    report.done_with([stock, ours, waits]);
 }
 
 fn with_assigner(setup: Setup) -> (Dovecot, Slow) {

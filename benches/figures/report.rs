@@ -1,5 +1,6 @@
 //! What was measured, as lines for programs and as a table for people.
 
+use crate::harness::Dovecot;
 use crate::rounds::Spread;
 
 /// One figure.
@@ -17,6 +18,7 @@ pub struct Report {
     /// How many rounds a figure is the median of.
     pub rounds: usize,
     rows: Vec<Row>,
+    done_with: Vec<Dovecot>,
 }
 
 impl Report {
@@ -25,7 +27,16 @@ impl Report {
             names,
             rounds,
             rows: Vec::new(),
+            done_with: Vec::new(),
         }
+    }
+
+    /// Stops servers, and removes their files only at the very end. ext4 without a journal looks, for
+    /// minutes, at every inode that was freed in a folder's group whenever it makes a file there:
+    /// thousands of them would slow down the next figure's servers, and not alike.
+    pub fn done_with<const N: usize>(&mut self, servers: [Dovecot; N]) {
+        servers.iter().for_each(Dovecot::stop);
+        self.done_with.extend(servers);
     }
 
     /// Whether any of these figures was asked for.

@@ -45,6 +45,7 @@ pub fn measure(report: &mut Report) {
         client.ok("LOGOUT");
         deliveries(server, "condstore")
     });
+    report.done_with([stock, ours]);
 }
 
 /// Seconds per message.

@@ -69,6 +69,7 @@ fn beside_pending(report: &mut Report) {
     // First what does not change the mailbox.
     compare("uid_fetch_below_1000_pending", 1.02, fetches);
     compare("append_1000_pending", 1.05, appends);
+    report.done_with([stock, ours]);
 }
 
 /// Seconds per APPEND.
@@ -133,6 +134,7 @@ fn advances(report: &mut Report) {
         5.0,
         detail,
     );
+    report.done_with([server]);
 }
 
 fn many_clients(report: &mut Report) {
@@ -174,6 +176,8 @@ mail_max_userip_connections = 0\n";
     let released = start.elapsed().as_secs_f64();
     let detail = "from the advance to the last answer".into();
     report.add("waiting_1000_clients_released", released, "s", 1.0, detail);
+    drop(clients);
+    report.done_with([server]);
 }
 
 /// Processor time that a process has used.
