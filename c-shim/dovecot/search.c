@@ -294,6 +294,17 @@ static bool xid_search_applies(struct mailbox *box)
 		MODULE_CONTEXT(box, xid_virtual_module) != NULL;
 }
 
+/* Whether a session may still have messages under UIDs that were never stable:
+   replication gives them others, and to the session's view that is an expunge
+   that it has not seen yet. */
+static bool search_may_be_stale(struct mailbox *box)
+{
+	const struct xid_mailbox *xbox = xid_mailbox_get(box);
+
+	return xbox != NULL && !xbox->xuser->user->dsyncing &&
+		xbox->xuser->set.uid_source == XID_UID_SOURCE_CLUSTER;
+}
+
 static struct mail_search_context *
 xid_search_begin(struct mailbox_transaction_context *t,
 		 struct mail_search_args *args,
@@ -311,6 +322,10 @@ xid_search_begin(struct mailbox_transaction_context *t,
 	if (xid_search_applies(t->box)) T_BEGIN {
 		search_args_begin(t->box, args->pool, args->args);
 	} T_END;
+	/* The watermark was looked at before this. What replication moved, it
+	   had moved before the watermark passed it, so it is seen now. */
+	if (search_may_be_stale(t->box))
+		(void)mail_index_refresh(t->box->index);
 	ctx = super->search_init(t, args, sort_program, wanted_fields,
 				 wanted_headers);
 	if (matches != NULL) {
@@ -320,6 +335,21 @@ xid_search_begin(struct mailbox_transaction_context *t,
 		MODULE_CONTEXT_SET(ctx, xid_search_module, xsearch);
 	}
 	return ctx;
+}
+
+/* What is gone is not found. The watermark may have passed the old UID of a
+   message that got another one: shown from the view, it would have two. */
+static bool xid_search_next_update_seq(struct mail_search_context *ctx)
+{
+	struct mailbox_transaction_context *t = ctx->transaction;
+	struct mailbox_vfuncs *super = xid_search_super(t->box);
+	bool stale = search_may_be_stale(t->box);
+
+	while (super->search_next_update_seq(ctx)) {
+		if (!stale || !mail_index_is_expunged(t->view, ctx->seq))
+			return TRUE;
+	}
+	return FALSE;
 }
 
 static int xid_search_end(struct mail_search_context *ctx)
@@ -352,6 +382,7 @@ static void search_mailbox_hook(struct xid_mailbox *xbox ATTR_UNUSED,
 				struct mailbox_vfuncs *v)
 {
 	v->search_init = xid_search_begin;
+	v->search_next_update_seq = xid_search_next_update_seq;
 	v->search_deinit = xid_search_end;
 }
 
