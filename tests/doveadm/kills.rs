@@ -27,7 +27,8 @@ struct Killer {
     format: Format,
 }
 
-/// Stock mdbox that was killed rebuilds itself now and then, and brings expunged messages back.
+/// Stock sdbox and mdbox that were killed rebuild themselves now and then, and bring expunged
+/// messages back, or copies that were never committed.
 struct Rebuilt;
 
 impl Killer {
@@ -89,7 +90,7 @@ impl Killer {
         });
         remove_locks(&server.mail_dir(USER));
         self.node.doveadm = connect(server);
-        if self.format == Format::Mdbox && server.log().contains("rebuilding indexes") {
+        if self.format != Format::Maildir && server.log().contains("ebuilding index") {
             return Err(Rebuilt);
         }
         let guids = self.node.look("INBOX").staged;
@@ -161,7 +162,7 @@ fn killed_in_the_middle(format: Format) {
     };
     for floor in (100..).step_by(100) {
         if killer.raise(floor).and_then(|()| killer.stage()).is_err() {
-            println!("mdbox rebuilt itself after {} kills", killer.kills);
+            println!("{format:?} rebuilt itself after {} kills", killer.kills);
             return;
         }
         if killer.kills >= kills {
