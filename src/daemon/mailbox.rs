@@ -42,6 +42,9 @@ const CUT_OFF: Duration = Duration::from_secs(30);
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
 /// After a push, so long the peer may take to say what it has now, before the next push.
 const PATIENCE: Duration = Duration::from_millis(400);
+/// So long after a conflict nothing is pushed before it is promised: what collides again would be
+/// refused, and cost more than it gains.
+const CALM: Duration = Duration::from_secs(1);
 /// Changes of flags are gathered for so long before they are carried to the peers.
 const GATHER: Duration = Duration::from_millis(50);
 
@@ -165,6 +168,8 @@ pub struct Task<S: Site> {
     /// The last step and what it was decided on, and how often that came again.
     last: Option<(u64, u32)>,
     heard: Option<Instant>,
+    /// When nodes were last seen to collide.
+    collided: Option<Instant>,
     /// What we added to the gauge of pending UIDs.
     pending: i64,
     failures: u32,
@@ -194,6 +199,7 @@ impl<S: Site> Task<S> {
             flags_since: None,
             last: None,
             heard: None,
+            collided: None,
             pending: 0,
             failures: 0,
             busy: false,
@@ -554,9 +560,14 @@ impl<S: Site> Task<S> {
         view: &View<Text, Text>,
         step: &Step<Text, Text>,
     ) -> bool {
+        let loose = view.etcd.tails.values().any(|tail| !tail.value.firm);
+        if loose || view.etcd.gate.is_some() {
+            self.collided = Some(Instant::now());
+        }
+        let calm = self.collided.is_none_or(|at| at.elapsed() > CALM);
         let plain = match step {
-            Step::Promise { .. } => true,
-            Step::Txn(txn) => txn.kind == Kind::Publish,
+            Step::Promise { .. } => calm,
+            Step::Txn(txn) => calm && txn.kind == Kind::Publish,
             step => is_push(step, view, config.me),
         };
         let mut started = false;

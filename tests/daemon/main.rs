@@ -45,3 +45,44 @@ fn one_writer_s_messages_have_the_same_uids_on_both_nodes() {
     let uids: BTreeSet<u32> = seen(&cluster, 1).into_iter().map(|m| m.0).collect();
     assert_eq!(uids, (1..=30).collect());
 }
+
+/// How many messages each of two writers appends.
+const EACH: usize = 60;
+
+/// Appends messages `from`..`from + EACH` with a pause, and uses the UID of each tenth; gives the
+/// longest APPEND and the longest wait for a UID.
+fn write(cluster: &Cluster, node: usize, from: usize, pause: Duration) -> (Duration, Duration) {
+    let mut client = cluster.node(node).imap_in(USER, "INBOX");
+    let (mut append, mut wait) = (Duration::ZERO, Duration::ZERO);
+    for n in from..from + EACH {
+        let began = Instant::now();
+        assert!(client.append("INBOX", &message(n)).is_ok());
+        append = append.max(began.elapsed());
+        if n % 10 == 0 {
+            let began = Instant::now();
+            assert!(client.cmd("UID FETCH *:* (UID)").is_ok());
+            wait = wait.max(began.elapsed());
+        }
+        std::thread::sleep(pause);
+    }
+    (append, wait)
+}
+
+#[test]
+fn two_writers_messages_are_all_there_once_under_the_same_uids() {
+    let cluster = Cluster::setup().nodes(2).format(Format::Sdbox).start();
+    // Two writers collide: what would change a UID is refused, and settled by the daemons.
+    cluster.allow_log("replication refused");
+    cluster.allow_log("would break what the cluster agreed on");
+    let pause = Duration::from_millis(50);
+    let (one, two) = std::thread::scope(|scope| {
+        let one = scope.spawn(|| write(&cluster, 1, 1, pause));
+        let two = scope.spawn(|| write(&cluster, 2, 1001, pause));
+        (one.join().expect("node 1"), two.join().expect("node 2"))
+    });
+    println!("longest APPEND and UID wait: {one:?}, {two:?}");
+    until("both nodes to show the same", || {
+        let (one, two) = (seen(&cluster, 1), seen(&cluster, 2));
+        one.len() == 2 * EACH && one == two
+    });
+}
