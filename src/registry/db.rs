@@ -16,7 +16,7 @@ use rusqlite::{
 use super::error::Error;
 use super::files::{self, Identity};
 use super::numbers::initial_reserved;
-use super::witness::{Locked, Witness};
+use super::witness::{Evidence, Locked, Witness};
 use crate::log::{self, Level};
 
 /// "xidr": says that an SQLite file is a registry.
@@ -232,7 +232,11 @@ impl Db {
 
     /// Gives an empty file the schema, above all that the witness saw.
     fn make(&self, witness: &Locked<'_>) -> Result<(), Error> {
-        let evidence = witness.read()?;
+        let evidence = match witness.read()? {
+            // Somebody deleted both, and left what only a registry leaves.
+            Evidence::None if files::registry_was_beside(&self.path) => Evidence::Unreadable,
+            said => said,
+        };
         let reserved = initial_reserved(evidence);
         let sql = |e| Error::sql(&self.path, e);
         self.conn

@@ -42,6 +42,14 @@ pub(super) fn make_root(dir: &Path) -> Result<(), Error> {
         .map_err(|e| Error::io("make the folder", dir, e))
 }
 
+/// Whether a registry that is gone left traces: it alone empties the journal (which nobody makes
+/// empty) and says that it has watermarks.
+pub(super) fn registry_was_beside(path: &Path) -> bool {
+    let beside = |name| fs::symlink_metadata(path.with_file_name(name)).ok();
+    let emptied = beside(JOURNAL).is_some_and(|journal| journal.is_file() && journal.len() == 0);
+    emptied || beside(WATERMARKS).is_some()
+}
+
 /// How to lock.
 #[derive(Clone, Copy)]
 pub(super) enum LockKind {

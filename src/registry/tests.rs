@@ -516,6 +516,27 @@ fn a_folder_or_a_link_in_the_place_of_a_file_is_moved_aside() {
 }
 
 #[test]
+fn a_registry_deleted_with_its_witness_is_known_by_what_it_left() {
+    let home = Home::new();
+    let inbox = inbox();
+    assert_eq!(home.registry.reserve(1, 1).unwrap().start, 1);
+    home.registry
+        .note(&inbox, &[entry(1, "foo-1", "a")])
+        .unwrap();
+    assert_eq!(home.registry.registered(&inbox, 2).unwrap(), 2);
+    for name in [
+        "xid.registry",
+        "xid.registry-wal",
+        "xid.registry-shm",
+        "xid.incarnation",
+    ] {
+        let _ = fs::remove_file(home.file(name));
+    }
+    let first = home.another().reserve(1, 1).unwrap().start;
+    assert!(first > 10_000 * INCARNATION, "{first}");
+}
+
+#[test]
 fn a_torn_record_hides_none_behind_it() {
     let mut whole = Vec::new();
     let uids = 1..=3_u32;
