@@ -26,13 +26,15 @@ PLUGIN_DEBUG := $(PLUGIN_TARGET)/debug/libimap_xid.so
 XIDCTL := $(CURDIR)/target/release/xidctl
 # cargo builds it along with the tests.
 XIDCTL_DEBUG := $(CURDIR)/target/debug/xidctl
+XIDD := $(CURDIR)/target/release/xidd
+XIDD_DEBUG := $(CURDIR)/target/debug/xidd
 TEST_FEATURES := cli,cluster
 
 .PHONY: help deps build build-plugin build-plugin-debug build-tools install uninstall demo \
-	demo-shell test test-rust soak bench lint fuzz-smoke deb generate clean
+	demo-shell demo-cluster test test-rust soak bench bench-cluster lint fuzz-smoke deb generate clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 deps: ## Install what apt must give (as root; does nothing when all is there)
 	packaging/dev/deps
@@ -86,17 +88,25 @@ demo: deps build-plugin ## Show an annotated IMAP session on a private Dovecot; 
 demo-shell: deps build-plugin ## Start the demo's server and leave it up to play with until Enter
 	IMAP_XID_PLUGIN=$(PLUGIN) IMAP_XID_XIDCTL=$(XIDCTL_DEBUG) $(CARGO) test --locked -q -j$(JOBS) --features cli --test demo -- --shell
 
+demo-cluster: deps build-plugin ## Show three nodes that write one mailbox through a partition, and a stock pair (as root)
+	$(CARGO) build --locked -q -j$(JOBS) --features cluster --bin xidd
+	IMAP_XID_PLUGIN=$(PLUGIN) IMAP_XID_XIDD=$(XIDD_DEBUG) $(CARGO) run --locked -q -j$(JOBS) --features cluster --example demo-cluster
+
 test: deps test-rust ## Run every test: units, properties, real Dovecot, faults, C ABI, fuzz smoke
 
 test-rust: build-plugin-debug
-	IMAP_XID_PLUGIN=$(PLUGIN_DEBUG) IMAP_XID_XIDCTL=$(XIDCTL_DEBUG) $(CARGO) test --locked -j$(JOBS) --features $(TEST_FEATURES)
+	IMAP_XID_PLUGIN=$(PLUGIN_DEBUG) IMAP_XID_XIDCTL=$(XIDCTL_DEBUG) IMAP_XID_XIDD=$(XIDD_DEBUG) $(CARGO) test --locked -j$(JOBS) --features $(TEST_FEATURES)
 
-soak: deps deb ## The long tests: thousands of kills, long fuzzing, the package in a fresh Debian
+soak: deps deb ## The long tests: thousands of kills, half an hour of cluster faults, long fuzzing, the package in a fresh Debian
 	IMAP_XID_SOAK=1 $(MAKE) test-rust
 	packaging/deb/test-in-chroot dist/dovecot-xid_*.deb
 
 bench: deps build ## Measure the figures of docs/performance.md against the same server without the plug-in
 	IMAP_XID_PLUGIN=$(PLUGIN) IMAP_XID_XIDCTL=$(XIDCTL) $(CARGO) bench --locked -j$(JOBS) --bench table --bench figures
+
+bench-cluster: deps build ## Measure the cluster's figures of docs/performance.md beside stock Dovecot (as root)
+	$(CARGO) build --locked --release -j$(JOBS) --features cluster --bin xidd
+	IMAP_XID_PLUGIN=$(PLUGIN) IMAP_XID_XIDD=$(XIDD) $(CARGO) bench --locked -j$(JOBS) --features cluster --bench cluster
 
 lint: ## Formatting, clippy, C warnings as errors, licences of the dependencies
 	$(CARGO) fmt --all --check

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Instant;
 
-use crate::harness::{Dovecot, LIMIT};
+use crate::harness::{Dovecot, LIMIT, net};
 
 /// Bytes read at once.
 const CHUNK: usize = 1 << 18;
@@ -22,7 +22,7 @@ pub struct Client {
 impl Client {
     /// A client that has logged in.
     pub fn login(address: SocketAddr, user: &str) -> Client {
-        let stream = TcpStream::connect(address).expect("the server takes connections");
+        let stream = net::dial(address).expect("the server takes connections");
         stream.set_nodelay(true).expect("a TCP socket");
         stream.set_read_timeout(Some(LIMIT)).expect("a TCP socket");
         let mut client = Client {

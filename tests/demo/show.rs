@@ -109,13 +109,6 @@ impl Show {
         assert!(holds, "the demonstration went wrong: expected {what}");
         println!("    {}", self.paint(GOOD, &format!("   ok: {what}")));
     }
-
-    pub fn end(&self) {
-        self.title("All answers were as they should be. Nothing is left behind.");
-        self.note(
-            "make demo-shell leaves the server up to play with; docs/protocol.md has the rest.",
-        );
-    }
 }
 
 /// A server's line on one line: literals and other line ends are shown as such.

@@ -25,7 +25,7 @@ static NEXT_LAB: AtomicU8 = AtomicU8::new(0);
 static NAMESPACES: Mutex<Vec<(Ipv4Addr, String)>> = Mutex::new(Vec::new());
 
 /// Connects to a server: in its own namespace if it has one.
-pub(super) fn dial(address: SocketAddr) -> io::Result<TcpStream> {
+pub fn dial(address: SocketAddr) -> io::Result<TcpStream> {
     let connect = move || TcpStream::connect_timeout(&address, LIMIT);
     match namespace_of(address.ip()) {
         Some(name) => in_namespace(&name, connect)?,

@@ -124,6 +124,22 @@ impl<'a> Observer<'a> {
         done
     }
 
+    /// Its connection, for commands of the caller's own; what their answers show is to be noted
+    /// by [`Observer::note`].
+    ///
+    /// # Panics
+    /// When the node cannot be reached.
+    pub fn imap(&mut self) -> &mut Imap {
+        let node = self.node;
+        self.connected()
+            .unwrap_or_else(|gone| panic!("node {node}: {gone:?}"))
+    }
+
+    /// Notes the UIDs that an answer shows together with subjects.
+    pub fn note(&mut self, reply: &Reply) {
+        self.note_shown(reply);
+    }
+
     /// A command that must be answered OK.
     fn ask(&mut self, command: &str) -> Done<Reply> {
         let reply = self.connected()?.try_cmd(command)?;
@@ -190,6 +206,22 @@ impl<'a> Observer<'a> {
         };
         self.history.push_since(began, event);
         Ok(rows)
+    }
+
+    /// Looks at the newest message only: how a client waits for its UID.
+    pub fn look_newest(&mut self) -> Done<Option<Row>> {
+        let start = Instant::now();
+        let done = self.newest();
+        let row = self.after(done)?;
+        self.look_times.push(start.elapsed());
+        Ok(row)
+    }
+
+    fn newest(&mut self) -> Done<Option<Row>> {
+        self.ask("NOOP")?;
+        let reply = self.ask(&format!("FETCH * {}", self.items()))?;
+        self.note_shown(&reply);
+        Ok(rows_of(&reply).pop())
     }
 
     fn items(&self) -> String {
@@ -369,6 +401,30 @@ pub fn at_once<'a>(
             .into_iter()
             .map(|t| t.join().expect("a writer"))
             .collect()
+    })
+}
+
+/// While each of the writers does `work` (with its index) in a thread of its own, each of the
+/// lookers looks at the whole mailbox again and again. Gives all of them back, writers first.
+pub fn beside_lookers<'a>(
+    writers: Vec<Observer<'a>>,
+    lookers: Vec<Observer<'a>>,
+    pause: Duration,
+    work: impl Fn(usize, &mut Observer<'a>) + Sync,
+) -> Vec<Observer<'a>> {
+    let count = writers.len();
+    let working = AtomicUsize::new(count);
+    let all = writers.into_iter().chain(lookers).collect();
+    at_once(all, |index, observer| {
+        if index < count {
+            work(index, observer);
+            working.fetch_sub(1, Ordering::AcqRel);
+            return;
+        }
+        while working.load(Ordering::Acquire) > 0 {
+            let _ = observer.look();
+            std::thread::sleep(pause);
+        }
     })
 }
 
