@@ -13,8 +13,8 @@ use super::history::{Event, History, Row, now};
 pub const USER: &str = "alice";
 /// How long a client waits for one answer before it gives the connection up.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long a node may take in the end until it shows every UID.
-const SETTLING: Duration = Duration::from_secs(150);
+/// How long the nodes may take in the end until they show every UID.
+const SETTLING: Duration = Duration::from_secs(120);
 
 /// What became of a command.
 #[derive(Debug)]
@@ -296,9 +296,8 @@ impl<'a> Observer<'a> {
     }
 
     /// The look that counts for what is lost or there twice. It is taken again and again until
-    /// the node shows all UIDs, for as long as that may take.
-    pub fn last_look(&mut self) {
-        let deadline = Instant::now() + SETTLING;
+    /// the node shows all UIDs, or the time is over.
+    fn last_look(&mut self, deadline: Instant) {
         loop {
             // A view of its own: what an old session remembers does not count.
             self.client = None;
@@ -431,8 +430,9 @@ pub fn beside_lookers<'a>(
 /// The last look of every observer, and all that they saw.
 pub fn conclude(observers: &mut [Observer<'_>]) -> History {
     let mut history = History::default();
+    let deadline = Instant::now() + SETTLING;
     for observer in observers {
-        observer.last_look();
+        observer.last_look(deadline);
         history.extend(std::mem::take(&mut observer.history));
     }
     history
