@@ -11,10 +11,11 @@
 //! Nodes are numbered from 1; node n has the name and the namespace "n" and its number. Clients
 //! reach a node from beside it: what is cut is cut between nodes only.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -96,6 +97,8 @@ impl ClusterSetup {
     /// # Panics
     /// When something does not start.
     pub fn start(self) -> Cluster {
+        // It may have to be built first.
+        let daemon = cargo_binary("IMAP_XID_XIDD", "xidd", "cluster");
         let net = match self.delay {
             None => Net::new(self.nodes),
             Some(delay) => Net::slow(self.nodes, delay),
@@ -104,7 +107,9 @@ impl ClusterSetup {
         let pace = etcd_pace(self.delay.unwrap_or_default());
         let pace: Vec<&str> = pace.iter().map(String::as_str).collect();
         let etcd = Etcd::on(&net, self.nodes.min(ETCD_MEMBERS), &pace);
-        let members = net.all().map(|node| self.member(&net, node)).collect();
+        let members = net.all()
+            .map(|node| self.member(&net, node, &daemon))
+            .collect();
         let cluster = Cluster { members, etcd, net };
         for node in cluster.net.all() {
             cluster.write_config(node, &self);
@@ -114,7 +119,7 @@ impl ClusterSetup {
         cluster
     }
 
-    fn member(&self, net: &Net, node: usize) -> Member {
+    fn member(&self, net: &Net, node: usize, daemon: &Path) -> Member {
         let listener = format!(
             "doveadm_password = {PASSWORD}\n\
              service doveadm {{\n  inet_listener {{\n    port = {DOVEADM}\n  }}\n}}"
@@ -126,6 +131,7 @@ impl ClusterSetup {
             .start();
         Member {
             place: Place::of(&dovecot, net.name(node)),
+            daemon: daemon.to_owned(),
             library: if self.clocks { faketime() } else { None },
             dovecot,
             xidd: Mutex::new(None),
@@ -160,7 +166,9 @@ struct Member {
     dovecot: Dovecot,
     xidd: Mutex<Option<Child>>,
     place: Place,
-    /// What shifts the daemon's clock, if anything does.
+    /// The program.
+    daemon: PathBuf,
+    /// What shifts its clock, if anything does.
     library: Option<PathBuf>,
 }
 
@@ -223,9 +231,8 @@ impl Cluster {
     fn write_config(&self, node: usize, setup: &ClusterSetup) {
         let place = &self.member(node).place;
         std::fs::write(&place.password, PASSWORD).expect("the password is written");
-        // xidd refuses one that everybody can read.
-        let closed = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-        std::fs::set_permissions(&place.password, closed).expect("its mode");
+        // xidd refuses one that everybody may read.
+        std::fs::set_permissions(&place.password, Permissions::from_mode(0o600)).expect("chmod");
         std::fs::create_dir_all(&place.state).expect("the folder is made");
         let mut endpoints = self.etcd.endpoints();
         let own = (node - 1) % endpoints.len();
@@ -269,7 +276,7 @@ impl Cluster {
         let log = File::options().append(true).create(true).open(&place.log);
         let log = log.expect("xidd.log can be written");
         let namespace = net::open(&place.namespace).expect("the node's namespace");
-        let mut command = Command::new(cargo_binary("IMAP_XID_XIDD", "xidd", "cluster"));
+        let mut command = Command::new(&member.daemon);
         command
             .arg("-c")
             .arg(&place.config)
