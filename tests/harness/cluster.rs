@@ -107,7 +107,8 @@ impl ClusterSetup {
         let pace = etcd_pace(self.delay.unwrap_or_default());
         let pace: Vec<&str> = pace.iter().map(String::as_str).collect();
         let etcd = Etcd::on(&net, self.nodes.min(ETCD_MEMBERS), &pace);
-        let members = net.all()
+        let members = net
+            .all()
             .map(|node| self.member(&net, node, &daemon))
             .collect();
         let cluster = Cluster { members, etcd, net };
