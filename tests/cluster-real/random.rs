@@ -1,7 +1,8 @@
 //! Random faults by a schedule that a seed gives, and clients that write through them.
 //!
 //! `IMAP_XID_CLUSTER_SEED=n` plays schedule n and those after it; `IMAP_XID_CLUSTER_RUNS=1` only
-//! that one. With `IMAP_XID_SOAK` set it goes on for [`SOAK`].
+//! that one. With `IMAP_XID_SOAK` set it goes on for [`SOAK`]. (`-- --ignored`: it was not seen to
+//! pass yet.)
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -202,6 +203,7 @@ impl<'a> Client<'a> {
 }
 
 #[test]
+#[ignore = "never run to its end yet"]
 fn random_faults_change_lose_and_double_nothing() {
     let first = seed("IMAP_XID_CLUSTER_SEED", 1);
     let soak = std::env::var_os("IMAP_XID_SOAK").is_some();

@@ -6,7 +6,7 @@ use crate::workload::{conclude, write_by_turns};
 use crate::{PAUSE, judge, observers};
 
 /// Messages of one run.
-const MESSAGES: usize = 60;
+const MESSAGES: usize = 16;
 
 fn written_by_turns(nodes: usize, format: Format) {
     let cluster = Cluster::setup().nodes(nodes).format(format).start();
