@@ -6,7 +6,7 @@ use crate::client::Client;
 use crate::harness::cluster::Cluster;
 use crate::harness::{Dovecot, Format, message_of};
 use crate::report::Report;
-use crate::rounds::{alternate, quantile};
+use crate::rounds::{Side, alternate, quantile};
 use crate::stock::{Pair, replicating};
 
 /// Rounds of a comparison.
@@ -59,7 +59,8 @@ fn append_beside_one_server(report: &mut Report, delay: u64) {
             continue;
         }
         let ours = cluster.node(1);
-        let spread = alternate(ROUNDS, || appends(&stock, rest), || appends(ours, rest));
+        let side = |server| move || side(server, rest);
+        let spread = alternate(ROUNDS, APPENDS, side(&stock), side(ours));
         let detail = format!(
             "median of {ROUNDS} rounds of {APPENDS}, quartiles {:.2} to {:.2}; {:.2} ms to {:.2} ms",
             spread.low,
@@ -72,17 +73,14 @@ fn append_beside_one_server(report: &mut Report, delay: u64) {
     }
 }
 
-/// Seconds per APPEND: the median.
-fn appends(server: &Dovecot, rest: Duration) -> f64 {
+/// A client whose every call is one APPEND, after a rest: its seconds.
+fn side<'a>(server: &Dovecot, rest: Duration) -> Side<'a> {
     let mut client = Client::login(server.imap_addr(), USER);
     let message = message_of(1, BODY);
-    let times: Vec<f64> = (0..APPENDS)
-        .map(|_| {
-            std::thread::sleep(rest);
-            client.append("INBOX", &message)
-        })
-        .collect();
-    quantile(&times, 0.5)
+    Box::new(move || {
+        std::thread::sleep(rest);
+        client.append("INBOX", &message)
+    })
 }
 
 fn append_to_uid(report: &mut Report) {
