@@ -481,10 +481,13 @@ impl<'a, G: Ident, X: Ident> Holder<'a, G, X> {
     fn publish(&self) -> Option<Step<G, X>> {
         let rules = &self.config.rules;
         let (end, promised) = (self.mine.end, self.view.local.promised);
-        if end <= self.stable.uid {
+        // A node that withdrew is left alone until it says otherwise, though it has nothing left.
+        let withdrew = self.published.is_some_and(|p| !p.value.firm);
+        if end <= self.stable.uid && !withdrew {
             return None;
         }
-        if rules.promise && (promised < end || promised == ALL_PROMISED) {
+        // A mark above every UID was made when other messages were here.
+        if rules.promise && (promised < end || promised >= self.view.local.next) {
             return Some(Step::Promise { end });
         }
         if self
@@ -682,11 +685,20 @@ fn join<G: Ident, X: Ident>(
     };
     // What we have may be in the prefix, or get there while we join. Moving it would leave an
     // expunge behind, which replication carries to those who show the message.
-    if rules.join_promises && view.local.promised != ALL_PROMISED {
-        return Step::Promise { end: ALL_PROMISED };
+    let promised = view.local.promised;
+    let (any, durable) = (
+        Step::Promise { end: ALL_PROMISED },
+        durable_up_to(stable.uid),
+    );
+    if rules.join_promises && promised != ALL_PROMISED && promised != durable {
+        return any;
     }
     if !rules.join_compares || holds(&view.local, source, stable.uid) {
         return enter(config, view, at, stable);
+    }
+    // What comes now is not on the disk yet.
+    if rules.join_promises && promised == durable {
+        return any;
     }
     if rules.stage
         && let Some(step) = clear(&view.local, source, stable.uid)
@@ -731,7 +743,14 @@ fn holds<G: Ident, X: Ident>(local: &Local<G, X>, source: &Source<G, X>, s: Uid)
         && ours.values().filter(|o| !o.expunged).all(there)
 }
 
-/// Becomes a holder: passes S, and joins.
+/// The promised mark of a node that promised all it has when it had the prefix up to `s`, so that
+/// the prefix is on its disk. Above every UID, as [`ALL_PROMISED`] is, for the UIDs that there are
+/// in practice.
+fn durable_up_to(s: Uid) -> Uid {
+    ALL_PROMISED - 1 - s.min(ALL_PROMISED - 1)
+}
+
+/// Becomes a holder: passes S, makes the prefix durable, and joins.
 fn enter<G: Ident, X: Ident>(
     config: &Config,
     view: &View<G, X>,
@@ -757,6 +776,10 @@ fn enter<G: Ident, X: Ident>(
     }
     if rules.join_passes_stable && view.local.next <= stable.uid {
         return Step::Raise { above: stable.uid };
+    }
+    let durable = durable_up_to(stable.uid);
+    if rules.join_promises && view.local.promised != durable {
+        return Step::Promise { end: durable };
     }
     let mut holders = stable.holders.clone();
     holders.insert(config.me, config.incarnation);

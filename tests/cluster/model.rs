@@ -333,15 +333,6 @@ fn after_a_crash_everything_counts_as_promised() {
 }
 
 #[test]
-fn a_late_withdrawal_does_not_land_in_a_mailbox_at_rest() {
-    let cluster = Cluster {
-        before: 1,
-        ..cluster(2, 1, &["crash"])
-    };
-    needs("withdraw_checks_stable", "I6", cluster);
-}
-
-#[test]
 fn an_advance_checks_the_tails_it_compared() {
     let cluster = never_settling(cluster(2, 3, &["rogue"]));
     let start = cluster.one_ahead();
@@ -429,6 +420,16 @@ fn where_two_nodes_named_a_message_one_takes_the_others_name() {
         ..cluster(2, 1, &[])
     };
     needs("adopt_xids", "I6", cluster);
+}
+
+/// The prefix that a node joins with is on its disk (found missing by lease and crash together).
+#[test]
+fn what_a_joining_node_took_survives_its_crash() {
+    let cluster = Cluster {
+        settle_one_in: 256,
+        ..cluster(2, 1, &["expire", "crash"])
+    };
+    holds_breadth_first(cluster, 650_000);
 }
 
 #[test]
