@@ -26,6 +26,9 @@ pub(super) struct Member {
     pub disk: String,
     pub node: u8,
     pub incarnation: u32,
+    /// An operator took it off the books; kept, so that nobody else gets its number.
+    #[serde(default)]
+    pub evicted: bool,
 }
 
 impl Member {
@@ -42,6 +45,7 @@ impl Member {
             disk: disk.into(),
             namespace: namespace.into(),
             incarnation: self.incarnation + u32::from(self.disk != disk),
+            evicted: false,
             ..self.clone()
         }
     }
@@ -183,7 +187,9 @@ mod tests {
             disk: "one".into(),
             node: 4,
             incarnation: 2,
+            evicted: true,
         };
+        assert!(!member.on_disk("one", "n").evicted, "it is back");
         assert_eq!(
             member.on_disk("one", "n").registration(),
             member.registration()

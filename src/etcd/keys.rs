@@ -89,6 +89,15 @@ impl Keys {
         ))
     }
 
+    /// What all keys of a user's mailboxes begin with, or of everybody's.
+    #[must_use]
+    pub fn mailboxes_of(&self, user: Option<&str>) -> String {
+        match user {
+            Some(user) => format!("{}box/{}/", self.root, escape(user)),
+            None => format!("{}box/", self.root),
+        }
+    }
+
     /// What all keys of a mailbox begin with.
     #[must_use]
     pub fn mailbox(&self, mailbox: &Mailbox) -> String {

@@ -6,6 +6,7 @@
 
 mod encoding;
 mod keys;
+mod operator;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use crate::cluster::{At, Condition, Incarnation, Node, Put, Rev, Snapshot, Tail,
 
 pub use encoding::BadRecord;
 pub use keys::{Changed, Keys, Mailbox};
+pub use operator::{Records, Registered};
 
 /// How long a closed gate stays closed when its holder dies, in seconds.
 const GATE_LEASE_SECONDS: i64 = 5;
@@ -167,6 +169,7 @@ impl Store {
         if let Some((member, _)) = mine
             && member.disk == disk
             && member.namespace == namespace
+            && !member.evicted
         {
             return Ok(Some(member.registration()));
         }
@@ -178,6 +181,7 @@ impl Store {
                 disk: disk.into(),
                 node: free_number(known.iter().map(|(m, _)| m.node))?,
                 incarnation: 0,
+                evicted: false,
             },
         };
         // The number, the namespace: nobody else may take them between our look and our write.
@@ -438,9 +442,11 @@ impl Store {
         };
         for kv in &nodes {
             let member = encoding::member(kv.value()).map_err(|e| bad(kv, e))?;
-            members
-                .names
-                .insert(member.registration().node, member.name);
+            if !member.evicted {
+                members
+                    .names
+                    .insert(member.registration().node, member.name);
+            }
         }
         let alive = alive.iter().flatten();
         members.alive = alive
