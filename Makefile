@@ -14,6 +14,7 @@ SYSCONFDIR ?= /etc
 MODULEDIR ?= $(PREFIX)/lib/dovecot/modules
 INCLUDEDIR ?= $(PREFIX)/include
 MANDIR ?= $(PREFIX)/share/man
+UNITDIR ?= /lib/systemd/system
 BASHCOMPDIR ?= $(PREFIX)/share/bash-completion/completions
 ZSHCOMPDIR ?= $(PREFIX)/share/zsh/vendor-completions
 FISHCOMPDIR ?= $(PREFIX)/share/fish/vendor_completions.d
@@ -24,6 +25,7 @@ PLUGIN_TARGET := $(CURDIR)/target/dovecot
 PLUGIN := $(PLUGIN_TARGET)/release/libimap_xid.so
 PLUGIN_DEBUG := $(PLUGIN_TARGET)/debug/libimap_xid.so
 XIDCTL := $(CURDIR)/target/release/xidctl
+XIDD := $(CURDIR)/target/release/xidd
 # cargo builds it along with the tests.
 XIDCTL_DEBUG := $(CURDIR)/target/debug/xidctl
 XIDD := $(CURDIR)/target/release/xidd
@@ -48,9 +50,9 @@ build-plugin-debug:
 	$(CARGO) build --locked -j$(JOBS) --lib --features dovecot --target-dir $(PLUGIN_TARGET)
 
 build-tools:
-	$(CARGO) build --locked --release -j$(JOBS) --features cli --bin xidctl
+	$(CARGO) build --locked --release -j$(JOBS) --features cli,cluster --bin xidctl --bin xidd
 
-install: build ## Install below DESTDIR: plug-in, xidctl, 90-xid.conf, man pages, completions, header
+install: build ## Install below DESTDIR: plug-in, xidctl, xidd, its units, 90-xid.conf, man pages, completions, header
 	install -d $(DESTDIR)$(MODULEDIR)/doveadm
 	install -m 0644 $(PLUGIN) $(DESTDIR)$(MODULEDIR)/lib20_xid_plugin.so
 	strip --strip-unneeded $(DESTDIR)$(MODULEDIR)/lib20_xid_plugin.so
@@ -58,11 +60,17 @@ install: build ## Install below DESTDIR: plug-in, xidctl, 90-xid.conf, man pages
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install -m 0755 $(XIDCTL) $(DESTDIR)$(PREFIX)/bin/xidctl
 	strip $(DESTDIR)$(PREFIX)/bin/xidctl
+	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(UNITDIR) $(DESTDIR)$(PREFIX)/share/doc/dovecot-xid
+	install -m 0755 $(XIDD) $(DESTDIR)$(PREFIX)/sbin/xidd
+	strip $(DESTDIR)$(PREFIX)/sbin/xidd
+	install -m 0644 packaging/systemd/xidd.service packaging/systemd/xidd.socket $(DESTDIR)$(UNITDIR)/
+	install -m 0644 packaging/xidd.toml $(DESTDIR)$(PREFIX)/share/doc/dovecot-xid/xidd.toml
 	install -d $(DESTDIR)$(SYSCONFDIR)/dovecot/conf.d
 	@# An administrator's edited file is never overwritten.
 	[ -e $(DESTDIR)$(SYSCONFDIR)/dovecot/conf.d/90-xid.conf ] || \
 		install -m 0644 packaging/90-xid.conf $(DESTDIR)$(SYSCONFDIR)/dovecot/conf.d/90-xid.conf
-	install -d $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man7
+	install -d $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man7 $(DESTDIR)$(MANDIR)/man8
+	install -m 0644 packaging/man/xidd.8 $(DESTDIR)$(MANDIR)/man8/xidd.8
 	install -m 0644 packaging/man/xidctl.1 $(DESTDIR)$(MANDIR)/man1/xidctl.1
 	install -m 0644 packaging/man/dovecot-xid.7 $(DESTDIR)$(MANDIR)/man7/dovecot-xid.7
 	install -d $(DESTDIR)$(BASHCOMPDIR) $(DESTDIR)$(ZSHCOMPDIR) $(DESTDIR)$(FISHCOMPDIR)
@@ -75,7 +83,9 @@ install: build ## Install below DESTDIR: plug-in, xidctl, 90-xid.conf, man pages
 uninstall: ## Remove what install put below DESTDIR, except an edited 90-xid.conf
 	rm -f $(DESTDIR)$(MODULEDIR)/lib20_xid_plugin.so \
 		$(DESTDIR)$(MODULEDIR)/doveadm/lib20_doveadm_xid_plugin.so \
-		$(DESTDIR)$(PREFIX)/bin/xidctl \
+		$(DESTDIR)$(PREFIX)/bin/xidctl $(DESTDIR)$(PREFIX)/sbin/xidd \
+		$(DESTDIR)$(UNITDIR)/xidd.service $(DESTDIR)$(UNITDIR)/xidd.socket \
+		$(DESTDIR)$(PREFIX)/share/doc/dovecot-xid/xidd.toml $(DESTDIR)$(MANDIR)/man8/xidd.8 \
 		$(DESTDIR)$(MANDIR)/man1/xidctl.1 $(DESTDIR)$(MANDIR)/man7/dovecot-xid.7 \
 		$(DESTDIR)$(BASHCOMPDIR)/xidctl $(DESTDIR)$(ZSHCOMPDIR)/_xidctl \
 		$(DESTDIR)$(FISHCOMPDIR)/xidctl.fish $(DESTDIR)$(INCLUDEDIR)/imap_xid.h

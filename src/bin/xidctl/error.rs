@@ -108,6 +108,10 @@ pub enum Error {
     /// The table.
     #[error(transparent)]
     Table(#[from] imap_xid::table::Error),
+    /// The cluster.
+    #[cfg(feature = "cluster")]
+    #[error(transparent)]
+    Cluster(#[from] crate::cluster::Problem),
     /// Standard output cannot be written.
     #[error("cannot write the answer: {0}")]
     Output(#[from] io::Error),

@@ -6,6 +6,8 @@
 
 mod advance;
 mod boxes;
+#[cfg(feature = "cluster")]
+mod cluster;
 mod completions;
 mod error;
 mod export;
@@ -59,6 +61,8 @@ enum Command {
     Top(top::Args),
     Verify(verify::Args),
     Export(export::Args),
+    #[cfg(feature = "cluster")]
+    Cluster(cluster::Args),
     Completions(completions::Args),
     #[command(hide = true)]
     Man(man::Args),
@@ -110,6 +114,8 @@ fn run(command: Command, context: &Context) -> Result<Outcome, Error> {
         Command::Top(args) => top::run(&args, context),
         Command::Verify(args) => verify::run(&args, context),
         Command::Export(args) => export::run(&args, context),
+        #[cfg(feature = "cluster")]
+        Command::Cluster(args) => cluster::run(&args, context),
         Command::Completions(args) => completions::run(&args, context),
         Command::Man(args) => man::run(&args, context),
     }
