@@ -3,6 +3,7 @@
 mod daemon;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod operator;
 mod peer;
 
 use std::io::{Read, Write};
