@@ -40,6 +40,9 @@ pub enum Error {
     /// A file that the configuration names cannot be used.
     #[error(transparent)]
     Config(#[from] super::config::Error),
+    /// etcd does not answer.
+    #[error("etcd: {0} does not answer; look at its health and the network")]
+    Silent(String),
     /// A part of the daemon ended that never should.
     #[error("internal error: {0}; please report it")]
     Internal(String),

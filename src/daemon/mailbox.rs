@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::carrier::{self, Carrier, Job, What};
 use super::engine::Shared;
@@ -159,6 +159,8 @@ pub struct Task<S: Site> {
     /// etcd's revision that the last round saw.
     seen: Rev,
     syncs: JoinSet<Synced>,
+    /// The same, by peer.
+    running: Vec<(Node, AbortHandle)>,
     /// A sync is under way beside which nothing else is done.
     alone: bool,
     pushes: BTreeMap<Node, Push>,
@@ -193,6 +195,7 @@ impl<S: Site> Task<S> {
             above: 0,
             seen: Rev(0),
             syncs: JoinSet::new(),
+            running: Vec::new(),
             alone: false,
             pushes: BTreeMap::new(),
             flags: BTreeSet::new(),
@@ -315,6 +318,7 @@ impl<S: Site> Task<S> {
         let Some(view) = self.view(&session).await? else {
             return Ok(self.absent(&session).await);
         };
+        self.give_up(&view.etcd);
         self.observe(&view);
         let config = self.config(&session);
         let mut replica = self.replica.clone();
@@ -607,7 +611,8 @@ impl<S: Site> Task<S> {
         };
         self.alone |= alone;
         let shared = self.shared.clone();
-        self.syncs.spawn(async move {
+        self.running.retain(|(_, sync)| !sync.is_finished());
+        let sync = self.syncs.spawn(async move {
             let began = Instant::now();
             let result = shared.site.carrier().sync(&job).await;
             Synced {
@@ -618,6 +623,15 @@ impl<S: Site> Task<S> {
                 took: began.elapsed(),
             }
         });
+        self.running.push((peer, sync));
+    }
+
+    /// Waits no longer for syncs with nodes that are gone: they may hang for minutes.
+    fn give_up(&self, etcd: &Snapshot<Text, Text>) {
+        let gone = |peer: &Node| !etcd.alive.contains_key(peer);
+        for (_, sync) in self.running.iter().filter(|(peer, _)| gone(peer)) {
+            sync.abort();
+        }
     }
 
     /// Takes note of a sync that ended.
@@ -626,7 +640,7 @@ impl<S: Site> Task<S> {
         let metrics = &self.shared.metrics;
         metrics.syncs.inc();
         let Some(ended) = ended else {
-            // It panicked; which one it was is not known.
+            // It was given up, or it panicked; which one it was is not known.
             metrics.sync_failures.inc();
             self.alone = false;
             self.pushes.clear();

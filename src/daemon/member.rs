@@ -89,8 +89,8 @@ impl Member {
     pub async fn run(self, mut stop: watch::Receiver<bool>) -> Result<(), Error> {
         let disk = disk_id(&self.config.state_dir)?;
         let mut pause = PAUSES.0;
-        loop {
-            let ended = self.live(&disk, &mut stop).await;
+        for attempt in 0.. {
+            let ended = self.live(&disk, attempt, &mut stop).await;
             self.session.send_replace(None);
             self.metrics.member.set(0);
             match ended {
@@ -111,11 +111,29 @@ impl Member {
                 _ = stop.wait_for(|stop| *stop) => return Ok(()),
             }
         }
+        Ok(())
     }
 
     /// One membership, from its begin to its end.
-    async fn live(&self, disk: &str, stop: &mut watch::Receiver<bool>) -> Result<End, Error> {
-        let mut store = Store::connect(&self.config.store()?).await?;
+    async fn live(
+        &self,
+        disk: &str,
+        attempt: usize,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<End, Error> {
+        let mut settings = self.config.store()?;
+        // One endpoint at a time, the first one first: a client of several sends its requests to
+        // all of them in turn, those that are down included.
+        let count = settings.endpoints.len().max(1);
+        settings.endpoints = settings
+            .endpoints
+            .into_iter()
+            .skip(attempt % count)
+            .take(1)
+            .collect();
+        let connecting = Store::connect(&settings);
+        let connected = tokio::time::timeout(settings.timeout, connecting).await;
+        let mut store = connected.map_err(|_| Error::Silent(settings.endpoints.concat()))??;
         let me = store
             .register(&self.config.node, &self.config.namespace, disk)
             .await?;
@@ -176,7 +194,8 @@ impl Member {
             }
             let reopened = tokio::time::timeout(third, store.reopen(lease)).await;
             if !matches!(reopened, Ok(Ok(()))) {
-                tokio::time::sleep(PAUSES.0).await;
+                // Another endpoint may still answer, before the lease ends.
+                return Ok(End::Lost);
             }
         }
     }

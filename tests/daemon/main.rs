@@ -86,3 +86,32 @@ fn two_writers_messages_are_all_there_once_under_the_same_uids() {
         one.len() == 2 * EACH && one == two
     });
 }
+
+#[test]
+fn a_node_that_loses_power_is_gone_on_without_and_comes_back() {
+    let cluster = Cluster::setup().nodes(3).format(Format::Sdbox).start();
+    // What was under way with the node that goes fails, and says so.
+    cluster.allow_log("Error: ");
+    for node in 1..=3 {
+        let mut client = cluster.node(node).imap_in(USER, "INBOX");
+        append_and_use(&mut client, node);
+    }
+    let mut client = cluster.node(1).imap_in(USER, "INBOX");
+    cluster.power_off(3);
+    println!(
+        "UID wait after the power loss: {:?}",
+        append_and_use(&mut client, 4)
+    );
+    println!("and the next one: {:?}", append_and_use(&mut client, 5));
+    until("the two that are left to show the same", || {
+        let (one, two) = (seen(&cluster, 1), seen(&cluster, 2));
+        one.len() == 5 && one == two
+    });
+    let began = Instant::now();
+    cluster.power_on(3);
+    until("the third to show it, too", || {
+        let (one, three) = (seen(&cluster, 1), seen(&cluster, 3));
+        one.len() == 5 && one == three
+    });
+    println!("back after {:?}", began.elapsed());
+}
