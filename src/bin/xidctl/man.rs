@@ -101,7 +101,11 @@ fn render_subcommand(page: &mut dyn Write, sub: &clap::Command) -> io::Result<()
             .map(ToString::to_string);
         roff.text([roman(help.unwrap_or_default())]);
     }
-    roff.to_writer(page)
+    roff.to_writer(page)?;
+    let below = sub.get_subcommands();
+    below
+        .filter(|sub| sub.get_name() != "help")
+        .try_for_each(|sub| render_subcommand(page, sub))
 }
 
 /// Whether an argument is the subcommand's own: not the --help that clap gives to each.
