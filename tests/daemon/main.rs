@@ -70,7 +70,11 @@ fn write(cluster: &Cluster, node: usize, from: usize, pause: Duration) -> (Durat
 
 #[test]
 fn two_writers_messages_are_all_there_once_under_the_same_uids() {
-    let cluster = Cluster::setup().nodes(2).format(Format::Sdbox).start();
+    Format::ALL.into_iter().for_each(two_writers);
+}
+
+fn two_writers(format: Format) {
+    let cluster = Cluster::setup().nodes(2).format(format).start();
     // Two writers collide: what would change a UID is refused, and settled by the daemons.
     cluster.allow_log("replication refused");
     cluster.allow_log("would break what the cluster agreed on");
@@ -80,7 +84,7 @@ fn two_writers_messages_are_all_there_once_under_the_same_uids() {
         let two = scope.spawn(|| write(&cluster, 2, 1001, pause));
         (one.join().expect("node 1"), two.join().expect("node 2"))
     });
-    println!("longest APPEND and UID wait: {one:?}, {two:?}");
+    println!("{format:?}: longest APPEND and UID wait: {one:?}, {two:?}");
     until("both nodes to show the same", || {
         let (one, two) = (seen(&cluster, 1), seen(&cluster, 2));
         one.len() == 2 * EACH && one == two
@@ -114,4 +118,29 @@ fn a_node_that_loses_power_is_gone_on_without_and_comes_back() {
         one.len() == 5 && one == three
     });
     println!("back after {:?}", began.elapsed());
+}
+
+#[test]
+fn what_is_written_on_both_sides_of_a_partition_is_all_there_once_afterwards() {
+    let cluster = Cluster::setup().nodes(3).format(Format::Sdbox).start();
+    // What was under way over the links that are cut fails, and says so.
+    cluster.allow_log("Error: ");
+    let mut one = cluster.node(1).imap_in(USER, "INBOX");
+    append_and_use(&mut one, 1);
+    until("the third to show it", || seen(&cluster, 3).len() == 1);
+    cluster.net.partition(&[1, 2], &[3]).expect("links are cut");
+    for n in 2..=6 {
+        assert!(one.append("INBOX", &message(n)).is_ok());
+        let mut three = cluster.node(3).imap_in(USER, "INBOX");
+        assert!(three.append("INBOX", &message(100 + n)).is_ok());
+    }
+    assert!(one.cmd("UID FETCH *:* (UID)").is_ok(), "two of three go on");
+    let before = seen(&cluster, 1);
+    assert_eq!(before.len(), 6);
+    cluster.heal();
+    until("all nodes to show all of it once", || {
+        let (one, two, three) = (seen(&cluster, 1), seen(&cluster, 2), seen(&cluster, 3));
+        one.len() == 11 && one == two && one == three
+    });
+    assert_eq!(seen(&cluster, 1)[..6], before, "what was shown stays");
 }
