@@ -144,3 +144,21 @@ fn what_is_written_on_both_sides_of_a_partition_is_all_there_once_afterwards() {
     });
     assert_eq!(seen(&cluster, 1)[..6], before, "what was shown stays");
 }
+
+#[test]
+fn flags_and_new_mailboxes_reach_the_other_node() {
+    let cluster = Cluster::setup().nodes(2).format(Format::Sdbox).start();
+    let mut one = cluster.node(1).imap_in(USER, "INBOX");
+    append_and_use(&mut one, 1);
+    until("the second to show it", || seen(&cluster, 2).len() == 1);
+    let mut two = cluster.node(2).imap_in(USER, "INBOX");
+    two.ok("STORE 1 +FLAGS (\\Flagged)");
+    two.ok("CREATE Work");
+    until("the flag to arrive", || {
+        let flagged = one.ok("SEARCH FLAGGED").search_numbers();
+        flagged == [1]
+    });
+    until("the mailbox to arrive", || {
+        one.ok("LIST \"\" Work").untagged("LIST").len() == 1
+    });
+}
