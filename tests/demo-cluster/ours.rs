@@ -1,7 +1,7 @@
 //! The cluster's part.
 
-use crate::harness::Fetch;
 use crate::harness::cluster::Cluster;
+use crate::harness::{Fetch, Reply};
 use crate::history::{Count, History};
 use crate::show::Show;
 use crate::story::{APART, TOGETHER, compare, write_apart, write_together};
@@ -55,6 +55,23 @@ fn first_message(show: &Show, observers: &mut [Observer<'_>]) {
     show.check("same XID on n2", xid_of(&reply.fetches()) == xid);
 }
 
+/// Asks until there is an answer: a message that gets another UID before anybody saw the first is
+/// gone from under the question.
+fn newest(show: &Show, observer: &mut Observer<'_>, why: &str) -> Reply {
+    let mut reply = show.command(observer.imap(), NEWEST, why);
+    crate::harness::until("the newest message's UID", || {
+        observer.note(&reply);
+        if !reply.fetches().is_empty() {
+            return true;
+        }
+        show.note("It got another UID before anybody saw the first: a look for news, and again.");
+        observer.imap().ok("NOOP");
+        reply = show.command(observer.imap(), NEWEST, why);
+        false
+    });
+    reply
+}
+
 fn xid_of(fetches: &[Fetch]) -> String {
     let last = fetches.last().and_then(Fetch::xid);
     last.unwrap_or_default()
@@ -93,8 +110,7 @@ fn parted<'a>(show: &Show, cluster: &Cluster, observers: Vec<Observer<'a>>) -> V
         NEWEST,
         "n1, cut off: this UID is not agreed, so it waits",
     );
-    let reply = show.command(observers[1].imap(), NEWEST, "n2, with n3: answered");
-    observers[1].note(&reply);
+    let reply = newest(show, &mut observers[1], "n2, with n3: answered");
     show.check("n2 goes on", !xid_of(&reply.fetches()).is_empty());
     show.check("n1 still waits", observers[0].imap().is_waiting(&tag));
     show.note("The partition ends.");
