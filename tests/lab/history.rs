@@ -253,14 +253,25 @@ impl History {
         keys.collect()
     }
 
-    /// Acknowledged messages that are missing somewhere, and messages that are somewhere twice.
-    fn fates(&self) -> (BTreeSet<&Key>, BTreeSet<&Key>) {
+    /// Messages that were acknowledged, and that nobody asked to have expunged.
+    fn kept(&self) -> BTreeSet<&Key> {
         let expunged = self.expunged();
         let acknowledged = self.events().filter_map(|event| match event {
             Event::Acknowledged { key, .. } => Some(key),
             _ => None,
         });
-        let kept: BTreeSet<&Key> = acknowledged.filter(|key| !expunged.contains(key)).collect();
+        acknowledged.filter(|key| !expunged.contains(key)).collect()
+    }
+
+    /// Which of them this listing lacks.
+    pub fn lacking(&self, rows: &[Row]) -> Vec<&Key> {
+        let here: BTreeSet<&str> = rows.iter().map(|row| row.key.as_str()).collect();
+        let kept = self.kept().into_iter();
+        kept.filter(|key| !here.contains(key.as_str())).collect()
+    }
+
+    /// Acknowledged messages that are missing somewhere, and messages that are somewhere twice.
+    fn fates(&self) -> (BTreeSet<&Key>, BTreeSet<&Key>) {
         let (mut lost, mut duplicated) = (BTreeSet::new(), BTreeSet::new());
         for event in self.events() {
             let Event::Final { rows, .. } = event else {
@@ -268,7 +279,7 @@ impl History {
             };
             let mut seen = BTreeSet::new();
             duplicated.extend(rows.iter().map(|r| &r.key).filter(|key| !seen.insert(*key)));
-            lost.extend(kept.iter().copied().filter(|key| !seen.contains(*key)));
+            lost.extend(self.lacking(rows));
         }
         (lost, duplicated)
     }

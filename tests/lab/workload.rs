@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::harness::{Dovecot, Fetch, Imap, Reply, message};
-use super::history::{Event, History, Row, now};
+use super::history::{Event, History, Moment, Row, now};
 
 /// The mailbox's owner, on every node.
 pub const USER: &str = "alice";
@@ -295,32 +295,36 @@ impl<'a> Observer<'a> {
         self.after(done).map(drop)
     }
 
-    /// The look that counts for what is lost or there twice. It is taken again and again until
-    /// the node shows all UIDs, or the time is over.
-    fn last_look(&mut self, deadline: Instant) {
-        loop {
-            // A view of its own: what an old session remembers does not count.
-            self.client = None;
-            let began = now();
-            let done = self.rows(&self.items());
-            match self.after(done) {
-                Ok(rows) => {
-                    let event = Event::Final {
-                        node: self.node,
-                        uidvalidity: self.uidvalidity,
-                        rows,
-                    };
-                    self.history.push_since(began, event);
-                    return;
-                }
-                Err(why) if Instant::now() > deadline => {
-                    let why = format!("{why:?}");
-                    let node = self.node;
-                    self.history.push(Event::NeverStable { node, why });
-                    return;
-                }
-                Err(_) => std::thread::sleep(Duration::from_millis(200)),
+    /// A look that may be the last, in a view of its own: what an old session remembers does not
+    /// count.
+    fn last_look(&mut self) -> Result<Last, String> {
+        self.client = None;
+        let began = now();
+        let done = self.rows(&self.items());
+        let rows = self.after(done).map_err(|gone| format!("{gone:?}"))?;
+        Ok(Last {
+            began,
+            uidvalidity: self.uidvalidity,
+            rows,
+        })
+    }
+
+    fn note_last(&mut self, last: Result<Last, String>) {
+        let node = self.node;
+        match last {
+            Ok(Last {
+                began,
+                uidvalidity,
+                rows,
+            }) => {
+                let event = Event::Final {
+                    node,
+                    uidvalidity,
+                    rows,
+                };
+                self.history.push_since(began, event);
             }
+            Err(why) => self.history.push(Event::NeverStable { node, why }),
         }
     }
 
@@ -427,15 +431,44 @@ pub fn beside_lookers<'a>(
     })
 }
 
-/// The last look of every observer, and all that they saw.
+/// The last look of every observer, and all that they saw. They look again and again until all
+/// see the same and nobody lacks what was acknowledged, or the time is over: what is on its way
+/// is not lost.
 pub fn conclude(observers: &mut [Observer<'_>]) -> History {
     let mut history = History::default();
-    let deadline = Instant::now() + SETTLING;
-    for observer in observers {
-        observer.last_look(deadline);
+    for observer in observers.iter_mut() {
         history.extend(std::mem::take(&mut observer.history));
     }
-    history
+    let deadline = Instant::now() + SETTLING;
+    loop {
+        let lasts: Vec<_> = observers.iter_mut().map(Observer::last_look).collect();
+        if settled(&lasts, &history) || Instant::now() > deadline {
+            for (observer, last) in observers.iter_mut().zip(lasts) {
+                observer.note_last(last);
+                history.extend(std::mem::take(&mut observer.history));
+            }
+            return history;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Whether all see the same, and everything that was acknowledged before.
+fn settled(lasts: &[Result<Last, String>], history: &History) -> bool {
+    let seen: Vec<&Last> = lasts.iter().flatten().collect();
+    let agreed =
+        seen.len() == lasts.len() && seen.windows(2).all(|pair| pair[0].rows == pair[1].rows);
+    agreed
+        && seen
+            .iter()
+            .all(|last| history.lacking(&last.rows).is_empty())
+}
+
+/// What may be a last look.
+struct Last {
+    began: Moment,
+    uidvalidity: u32,
+    rows: Vec<Row>,
 }
 
 /// Runs `step` in a thread until `work` is done; gives what `work` gave.
