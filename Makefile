@@ -110,6 +110,8 @@ test-rust: build-plugin-debug
 soak: deps deb ## The long tests: thousands of kills, long fuzzing, the package in a fresh Debian
 	IMAP_XID_SOAK=1 $(MAKE) test-rust
 	packaging/deb/test-in-chroot dist/dovecot-xid_*.deb
+	IMAP_XID_SOAK=1 IMAP_XID_PLUGIN=$(PLUGIN_DEBUG) IMAP_XID_XIDCTL=$(XIDCTL_DEBUG) IMAP_XID_XIDD=$(XIDD_DEBUG) timeout 3600 \
+		$(CARGO) test --locked -j$(JOBS) --features $(TEST_FEATURES) --test cluster_real -- --ignored --test-threads=1
 
 bench: deps build ## Measure the figures of docs/performance.md against the same server without the plug-in
 	IMAP_XID_PLUGIN=$(PLUGIN) IMAP_XID_XIDCTL=$(XIDCTL) $(CARGO) bench --locked -j$(JOBS) --bench table --bench figures

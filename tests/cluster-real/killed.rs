@@ -27,7 +27,7 @@ fn written_while(what: &str, nodes: usize, fault: impl Fn(&Cluster, usize) + Syn
 }
 
 #[test]
-#[ignore = "not seen to end within 85 s on a busy machine; not judged yet"]
+#[ignore = "for make soak, and known not to end: where replication is killed every 70 ms nothing settles"]
 fn replication_killed_again_and_again_changes_no_uid() {
     written_while("dsync killed", 2, |cluster, round| {
         cluster.kill_dsync(1 + round % 2);
@@ -36,7 +36,7 @@ fn replication_killed_again_and_again_changes_no_uid() {
 }
 
 #[test]
-#[ignore = "not seen to end within 85 s on a busy machine; not judged yet"]
+#[ignore = "for make soak: it passed each of the few times it ran"]
 fn xidd_killed_again_and_again_changes_no_uid() {
     written_while("xidd killed", 2, |cluster, round| {
         let node = 1 + round % 2;
@@ -48,7 +48,7 @@ fn xidd_killed_again_and_again_changes_no_uid() {
 }
 
 #[test]
-#[ignore = "not seen to end within 85 s on a busy machine; not judged yet"]
+#[ignore = "for make soak: it passed each of the few times it ran"]
 fn a_node_that_loses_its_power_comes_back_with_all_that_it_acknowledged() {
     let cluster = Cluster::setup().nodes(3).start();
     let observers = write_by_turns(observers(&cluster), 0, 12, PAUSE);
