@@ -203,7 +203,7 @@ impl<'a> Client<'a> {
 }
 
 #[test]
-#[ignore = "for make soak, and known to fail: a message that crosses a partition is named anew before it gets its first XID back"]
+#[ignore = "for make soak, and known to fail: a node names a message anew that has an XID already, and takes the first one over later"]
 fn random_faults_change_lose_and_double_nothing() {
     let first = seed("IMAP_XID_CLUSTER_SEED", 1);
     let soak = std::env::var_os("IMAP_XID_SOAK").is_some();
