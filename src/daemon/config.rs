@@ -21,11 +21,12 @@ pub const DEFAULT_FILE: &str = "/etc/dovecot/xidd.toml";
 const LEASE: Duration = Duration::from_secs(5);
 /// etcd grants no lease much shorter than its own election, which takes a second.
 const LEASES: std::ops::RangeInclusive<u64> = 2..=600;
-/// Unstable messages of one mailbox on one node before an APPEND to it waits.
-const WINDOW: u32 = 10_000;
+/// Unstable messages of one mailbox on one node before an APPEND to it waits, in a cluster whose
+/// first node says nothing else.
+pub const WINDOW: u32 = 10_000;
 /// A smaller window would make a burst of deliveries wait; a larger one eats up the 32 bits of a
 /// UID, since each eviction skips several windows.
-const WINDOWS: std::ops::RangeInclusive<u32> = 100..=1_000_000;
+pub const WINDOWS: std::ops::RangeInclusive<u32> = 100..=1_000_000;
 /// Where OpenMetrics are served: on this machine only.
 const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9154);
 /// Time limit of one request to etcd.
@@ -48,8 +49,9 @@ pub struct Config {
     pub cluster: String,
     /// How long the others wait for a node that fell silent.
     pub lease: Duration,
-    /// How many messages of one mailbox a node numbers by itself above the stable prefix.
-    pub window: u32,
+    /// How many messages of one mailbox a node numbers by itself above the stable prefix; `None`:
+    /// as many as the others do.
+    pub window: Option<u32>,
     /// Where the plug-in finds the daemon.
     pub socket: PathBuf,
     /// The daemon's own state: disk id, known users, replication states.
@@ -206,7 +208,7 @@ impl Config {
                 .optional("cluster", "the cluster's name, as \"mail\"", name)?
                 .unwrap_or_else(|| "mail".into()),
             lease: lease.unwrap_or(LEASE),
-            window: top.number("window", WINDOWS)?.unwrap_or(WINDOW),
+            window: top.number("window", WINDOWS)?,
             socket: top.path("socket")?.unwrap_or("/run/dovecot/xidd".into()),
             state_dir: top.path("state_dir")?.unwrap_or("/var/lib/xidd".into()),
             metrics: top
@@ -241,6 +243,7 @@ impl Config {
             ("node", self.node != other.node),
             ("namespace", self.namespace != other.namespace),
             ("cluster", self.cluster != other.cluster),
+            ("window", self.window != other.window),
             ("socket", self.socket != other.socket),
             ("state_dir", self.state_dir != other.state_dir),
             ("metrics", self.metrics != other.metrics),
@@ -259,6 +262,7 @@ impl Config {
             node: running.node.clone(),
             namespace: running.namespace.clone(),
             cluster: running.cluster.clone(),
+            window: running.window,
             socket: running.socket.clone(),
             state_dir: running.state_dir.clone(),
             metrics: running.metrics,

@@ -227,7 +227,7 @@ pub async fn run_with<S: Site>(
     let (leave, left) = watch::channel(false);
     let fixed = config.borrow().clone();
     let member = Member {
-        config: fixed.clone(),
+        config: config.clone(),
         session,
         news,
         metrics: metrics.clone(),
@@ -263,8 +263,8 @@ pub async fn run_with<S: Site>(
     shared.shut_down().await;
     // The member gives its lease back, so that the others need not wait for its end.
     leave.send_replace(true);
-    let grace = fixed.etcd.timeout;
-    let _ = tokio::time::timeout(grace, parts.join_next()).await;
+    let all = async { while parts.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(fixed.etcd.timeout, all).await;
     ended
 }
 

@@ -345,7 +345,7 @@ impl<S: Site> Task<S> {
         Config {
             me: session.me.node,
             incarnation: session.me.incarnation,
-            window: self.shared.config().window,
+            window: session.window,
             chunk: CHUNK,
             gate_after: GATE_AFTER,
             rules: Rules::default(),
@@ -822,7 +822,8 @@ impl<S: Site> Task<S> {
             return Ok(Pace::After(LOOK_AGAIN));
         }
         if joining && let Some(stable) = &view.etcd.stable {
-            self.lift_bound(&view.local, &stable.value).await?;
+            let bound = stable.value.bound(session.window);
+            self.lift_bound(&view.local, bound).await?;
         }
         self.began(peer, view);
         self.start(session, peer, force, true, false);
@@ -830,12 +831,7 @@ impl<S: Site> Task<S> {
     }
 
     /// What a joining node takes in is numbered by the holders, by the bound of today's record.
-    async fn lift_bound(
-        &mut self,
-        local: &Local<Text, Text>,
-        stable: &Stable,
-    ) -> Result<(), Error> {
-        let bound = stable.bound(self.shared.config().window);
+    async fn lift_bound(&mut self, local: &Local<Text, Text>, bound: Uid) -> Result<(), Error> {
         if local.bound == 0 || local.bound >= bound {
             return Ok(());
         }

@@ -6,13 +6,16 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
+use super::Metrics;
+use super::config::{Config, WINDOW};
 use super::engine::Error;
-use super::{Config, Metrics};
 use crate::cluster::{Node, Rev};
 use crate::etcd::{self, Lease, Mailbox, Members, Registration, Store};
 
 /// First pause before etcd is tried again, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// How long after its lease a dead node's claim may still be seen: etcd looks every half second.
+const GRACE: Duration = Duration::from_secs(2);
 /// Bytes of a disk's identity.
 const DISK_ID_BYTES: usize = 16;
 
@@ -25,6 +28,8 @@ pub struct Session {
     pub me: Registration,
     /// Who is there.
     pub members: Members,
+    /// How many unstable messages of one mailbox every node numbers by itself.
+    pub window: u32,
 }
 
 impl Session {
@@ -63,8 +68,8 @@ pub enum News {
 
 /// What a member does its work with.
 pub struct Member {
-    /// The configuration at the start: identity and lease do not change while the daemon runs.
-    pub config: Arc<Config>,
+    /// The configuration: each membership begins with the one that is then in force.
+    pub config: watch::Receiver<Arc<Config>>,
     /// Where the membership is told.
     pub session: watch::Sender<Option<Arc<Session>>>,
     /// Where changes are told.
@@ -87,10 +92,12 @@ impl Member {
     /// # Errors
     /// When the cluster refuses the node; when etcd cannot be reached it tries again.
     pub async fn run(self, mut stop: watch::Receiver<bool>) -> Result<(), Error> {
-        let disk = disk_id(&self.config.state_dir)?;
+        let disk = disk_id(&self.config.borrow().state_dir)?;
         let mut pause = PAUSES.0;
+        let mut taken_since = None;
         for attempt in 0.. {
-            let ended = self.live(&disk, attempt, &mut stop).await;
+            let config = self.config.borrow().clone();
+            let ended = self.live(&config, &disk, attempt, &mut stop).await;
             self.session.send_replace(None);
             self.metrics.member.set(0);
             match ended {
@@ -99,7 +106,7 @@ impl Member {
                     tracing::warn!("membership lost: nothing new is shown until it is back");
                     pause = PAUSES.0;
                 }
-                Err(error) if is_fatal(&error) => return Err(error),
+                Err(error) if is_fatal(&error, &mut taken_since) => return Err(error),
                 Err(error) => {
                     self.metrics.etcd_failures.inc();
                     tracing::warn!(%error, "not in the cluster; trying again");
@@ -117,11 +124,12 @@ impl Member {
     /// One membership, from its begin to its end.
     async fn live(
         &self,
+        config: &Config,
         disk: &str,
         attempt: usize,
         stop: &mut watch::Receiver<bool>,
     ) -> Result<End, Error> {
-        let mut settings = self.config.store()?;
+        let mut settings = config.store()?;
         // One endpoint at a time, the first one first: a client of several sends its requests to
         // all of them in turn, those that are down included.
         let count = settings.endpoints.len().max(1);
@@ -135,9 +143,10 @@ impl Member {
         let connected = tokio::time::timeout(settings.timeout, connecting).await;
         let mut store = connected.map_err(|_| Error::Silent(settings.endpoints.concat()))??;
         let me = store
-            .register(&self.config.node, &self.config.namespace, disk)
+            .register(&config.node, &config.namespace, disk)
             .await?;
-        let mut lease = store.enter(&me, self.config.lease_seconds()).await?;
+        let window = store.agree_on_window(config.window, WINDOW).await?;
+        let mut lease = store.enter(&me, &place(), config.lease_seconds()).await?;
         let members = store.members().await?;
         let from = members.rev;
         tracing::info!(
@@ -146,36 +155,42 @@ impl Member {
             "in the cluster"
         );
         self.metrics.member.set(1);
-        self.tell(&store, &me, members);
+        let session = Session {
+            store: store.clone(),
+            me: me.clone(),
+            members,
+            window,
+        };
+        self.tell(session.clone());
         // A receiver that is gone is an engine that stops.
         let _ = self.news.send(News::Missed).await;
         let ended = tokio::select! {
-            lost = self.keep(store.clone(), &mut lease) => lost,
-            lost = self.follow(store.clone(), &me, from) => lost,
+            lost = self.keep(store.clone(), &mut lease, config.lease) => lost,
+            lost = self.follow(session, from) => lost,
             _ = stop.wait_for(|stop| *stop) => Ok(End::Stopped),
         };
         if !matches!(ended, Ok(End::Lost)) {
             // Failing that, the lease ends by itself.
             let leaving = store.leave(lease);
-            let _ = tokio::time::timeout(self.config.etcd.timeout, leaving).await;
+            let _ = tokio::time::timeout(config.etcd.timeout, leaving).await;
         }
         Ok(ended?)
     }
 
-    fn tell(&self, store: &Store, me: &Registration, members: Members) {
-        self.metrics
-            .alive
-            .set(i64::try_from(members.alive.len()).unwrap_or(i64::MAX));
-        self.session.send_replace(Some(Arc::new(Session {
-            store: store.clone(),
-            me: me.clone(),
-            members,
-        })));
+    fn tell(&self, session: Session) {
+        let alive = i64::try_from(session.members.alive.len());
+        self.metrics.alive.set(alive.unwrap_or(i64::MAX));
+        self.session.send_replace(Some(Arc::new(session)));
     }
 
-    /// Keeps the lease until it is lost.
-    async fn keep(&self, mut store: Store, lease: &mut Lease) -> Result<End, etcd::Error> {
-        let third = self.config.lease / 3;
+    /// Keeps the lease, which lasts so long, until it is lost.
+    async fn keep(
+        &self,
+        mut store: Store,
+        lease: &mut Lease,
+        lasts: Duration,
+    ) -> Result<End, etcd::Error> {
+        let third = lasts / 3;
         let mut kept = Instant::now();
         loop {
             match tokio::time::timeout(third, lease.keep()).await {
@@ -189,7 +204,7 @@ impl Member {
                 Err(_) => tracing::debug!("keeping the lease: no answer"),
             }
             self.metrics.etcd_failures.inc();
-            if kept.elapsed() >= self.config.lease {
+            if kept.elapsed() >= lasts {
                 return Ok(End::Lost);
             }
             let reopened = tokio::time::timeout(third, store.reopen(lease)).await;
@@ -201,13 +216,9 @@ impl Member {
     }
 
     /// Hears of changes until our own liveness is gone.
-    async fn follow(
-        &self,
-        mut store: Store,
-        me: &Registration,
-        from: Rev,
-    ) -> Result<End, etcd::Error> {
+    async fn follow(&self, mut session: Session, from: Rev) -> Result<End, etcd::Error> {
         let mut seen = from;
+        let mut store = session.store.clone();
         loop {
             let mut watch = match store.watch(seen).await {
                 Ok(watch) => watch,
@@ -226,7 +237,7 @@ impl Member {
                     }
                     break;
                 }
-                let Some(heard) = self.hear(&mut store, me, &message, &mut seen).await? else {
+                let Some(heard) = self.hear(&mut session, &message, &mut seen).await? else {
                     continue;
                 };
                 return Ok(heard);
@@ -238,8 +249,7 @@ impl Member {
     /// Passes on what a message of the watch tells.
     async fn hear(
         &self,
-        store: &mut Store,
-        me: &Registration,
+        session: &mut Session,
         message: &etcd_client::WatchResponse,
         seen: &mut Rev,
     ) -> Result<Option<End>, etcd::Error> {
@@ -247,7 +257,7 @@ impl Member {
         for kv in message.events().iter().filter_map(etcd_client::Event::kv) {
             let rev = Rev(u64::try_from(kv.mod_revision()).unwrap_or(0));
             *seen = rev.max(*seen);
-            match store.keys().parse(kv.key()) {
+            match session.store.keys().parse(kv.key()) {
                 Some((mailbox, _)) => {
                     let _ = self.news.send(News::Mailbox(mailbox, rev)).await;
                 }
@@ -257,23 +267,41 @@ impl Member {
         if !members_changed {
             return Ok(None);
         }
-        let members = store.members().await?;
+        let me = &session.me;
+        let members = session.store.members().await?;
         if members.alive.get(&me.node) != Some(&me.incarnation) {
             return Ok(Some(End::Lost));
         }
-        self.tell(store, me, members);
+        session.members = members;
+        self.tell(session.clone());
         let _ = self.news.send(News::Members).await;
         Ok(None)
     }
 }
 
-/// Whether trying again is of no use.
-fn is_fatal(error: &Error) -> bool {
-    use etcd::Error as Etcd;
-    matches!(
-        error,
-        Error::State { .. } | Error::Etcd(Etcd::NamespaceTaken { .. } | Etcd::TooManyNodes)
-    )
+/// Whether trying again is of no use. A name is taken by somebody who is alive only when it still
+/// is after his lease: until then he may be our own predecessor on another disk.
+fn is_fatal(error: &Error, taken_since: &mut Option<Instant>) -> bool {
+    if let Error::Etcd(etcd::Error::NameTaken { seconds, .. }) = error {
+        let lease = Duration::from_secs(u64::try_from(*seconds).unwrap_or(0));
+        return taken_since.get_or_insert_with(Instant::now).elapsed() > lease + GRACE;
+    }
+    if !matches!(error, Error::Silent(_)) {
+        *taken_since = None;
+    }
+    match error {
+        Error::State { .. } => true,
+        Error::Etcd(error) => error.is_final(),
+        _ => false,
+    }
+}
+
+/// Which running system this is: not the same after the next boot, nor on a copy of the disk.
+fn place() -> String {
+    let read = |what| std::fs::read_to_string(what).unwrap_or_default();
+    let [boot, host] = ["random/boot_id", "hostname"]
+        .map(|name| read(format!("/proc/sys/kernel/{name}")).trim().to_owned());
+    format!("{host} {boot}")
 }
 
 /// What identifies the disk: made once, lost with it.

@@ -135,6 +135,10 @@ pub(super) fn gate(bytes: &[u8]) -> Result<Node, BadRecord> {
     Ok(Node(serde_json::from_slice(bytes)?))
 }
 
+pub(super) fn window(bytes: &[u8]) -> Result<u32, BadRecord> {
+    Ok(serde_json::from_slice(bytes)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! /imap-xid/CLUSTER/node/NAME                      who is registered
-//! /imap-xid/CLUSTER/alive/NODE/INCARNATION         who is alive (under its lease)
+//! /imap-xid/CLUSTER/alive/NODE/INCARNATION         who is alive, and where (under its lease)
+//! /imap-xid/CLUSTER/window                         how many unstable messages all nodes allow
 //! /imap-xid/CLUSTER/box/USER/GUID/stable           a mailbox's record
 //! /imap-xid/CLUSTER/box/USER/GUID/tail/NODE        what a node has above S
 //! /imap-xid/CLUSTER/box/USER/GUID/gate             who closed the gate (under a lease)
@@ -74,6 +75,12 @@ impl Keys {
     #[must_use]
     pub fn alive(&self, node: Node, incarnation: Incarnation) -> String {
         format!("{}{}/{}", self.all_alive(), node.0, incarnation.0)
+    }
+
+    /// The window of all nodes.
+    #[must_use]
+    pub fn window(&self) -> String {
+        format!("{}window", self.root)
     }
 
     /// Who a liveness key is of.

@@ -35,8 +35,11 @@ pub type Text = String;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// etcd cannot be reached or refused a request.
-    #[error("etcd: {0}; look at its endpoints, certificates and health")]
+    #[error("etcd: {}; look at its endpoints, certificates and health", reason(.0))]
     Etcd(#[from] etcd_client::Error),
+    /// None of its endpoints answers.
+    #[error("etcd: {0}; look at its endpoints, certificates and health")]
+    Unreachable(String),
     /// A key holds what this version cannot read.
     #[error("{key}: {why}; was it written by a newer xidd?")]
     Record {
@@ -45,7 +48,7 @@ pub enum Error {
         /// What is wrong with its value.
         why: BadRecord,
     },
-    /// Two nodes are configured with one namespace, or with one name.
+    /// Two nodes are configured with one namespace.
     #[error("namespace {namespace} belongs to node {owner}: give this node its own xid_namespace")]
     NamespaceTaken {
         /// The namespace.
@@ -53,12 +56,48 @@ pub enum Error {
         /// Who has it.
         owner: String,
     },
+    /// Two nodes are configured with one name.
+    #[error(
+        "another xidd is in the cluster as node {name}, {how}: give each node a name of its own. \
+         (Was this one's disk or machine replaced? Then the other is gone {seconds} s after its end.)"
+    )]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// How the two differ.
+        how: &'static str,
+        /// How long the other's claim lasts when it falls silent.
+        seconds: i64,
+    },
+    /// The nodes are not configured alike.
+    #[error(
+        "window = {ours}, but that of the cluster is {theirs}: it must be the same on all nodes. \
+         Leave it out of xidd.toml, or see `xidctl cluster window`"
+    )]
+    OtherWindow {
+        /// This node's.
+        ours: u32,
+        /// The cluster's.
+        theirs: u32,
+    },
     /// More nodes than the protocol can number.
     #[error("the cluster has 255 nodes already")]
     TooManyNodes,
     /// Others kept registering at the same moment.
     #[error("registration did not succeed in {REGISTER_TRIES} tries; start xidd again")]
     Contended,
+}
+
+impl Error {
+    /// Whether trying again is of no use until somebody changed a configuration. (A name that is
+    /// taken may be free a lease later.)
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        matches!(
+            self,
+            Error::NamespaceTaken { .. } | Error::OtherWindow { .. } | Error::TooManyNodes
+        )
+    }
 }
 
 /// Where etcd is.
@@ -113,6 +152,33 @@ impl Store {
         })
     }
 
+    /// Connects to the first endpoint that answers. (A client of several sends its requests to all
+    /// of them in turn, those that are down included.)
+    ///
+    /// # Errors
+    /// When none does, what each of them said.
+    pub async fn connect_any(settings: &Settings) -> Result<Store, Error> {
+        let mut failures = Vec::new();
+        for endpoint in &settings.endpoints {
+            let one = Settings {
+                endpoints: vec![endpoint.clone()],
+                ..settings.clone()
+            };
+            let answer = async {
+                let mut store = Store::connect(&one).await?;
+                store.window().await.map(|_| store)
+            };
+            let why = match tokio::time::timeout(settings.timeout, answer).await {
+                Ok(Ok(store)) => return Ok(store),
+                Ok(Err(Error::Etcd(error))) => reason(&error),
+                Ok(Err(error)) => return Err(error),
+                Err(_) => "no answer".to_owned(),
+            };
+            failures.push(format!("{endpoint}: {why}"));
+        }
+        Err(Error::Unreachable(failures.join(", ")))
+    }
+
     /// The cluster's keys.
     #[must_use]
     pub fn keys(&self) -> &Keys {
@@ -123,7 +189,8 @@ impl Store {
     /// than last time is a new incarnation.
     ///
     /// # Errors
-    /// [`Error::NamespaceTaken`] when another node has the namespace.
+    /// [`Error::NamespaceTaken`] when another node has the namespace, [`Error::NameTaken`] while
+    /// one with another disk is alive under the name.
     pub async fn register(
         &mut self,
         name: &str,
@@ -185,18 +252,22 @@ impl Store {
             },
         };
         // The number, the namespace: nobody else may take them between our look and our write.
-        let latest = known
-            .iter()
-            .map(|(_, revision)| *revision)
-            .max()
-            .unwrap_or(0);
-        let txn = EtcdTxn::new()
-            .when([Compare::mod_revision(all.as_str(), CompareOp::Less, latest + 1).with_prefix()])
-            .and_then([TxnOp::put(
-                self.keys.node(name),
-                encoding::encode(&member),
-                None,
-            )]);
+        let revisions = known.iter().map(|(_, revision)| *revision);
+        let latest = revisions.max().unwrap_or(0);
+        let mut when =
+            vec![Compare::mod_revision(all.as_str(), CompareOp::Less, latest + 1).with_prefix()];
+        if let Some((old, _)) = mine
+            && old.disk != disk
+        {
+            // Two that took the name from each other by turns would be evicted for ever.
+            let alive = self.alive_key(&old.registration());
+            if let Some(claim) = self.claim(&alive).await? {
+                return Err(claim.taken(name, "with another disk"));
+            }
+            when.push(Compare::version(alive, CompareOp::Equal, 0));
+        }
+        let put = TxnOp::put(self.keys.node(name), encoding::encode(&member), None);
+        let txn = EtcdTxn::new().when(when).and_then([put]);
         let answer = self.client.txn(txn).await?;
         Ok(answer.succeeded().then(|| member.registration()))
     }
@@ -204,19 +275,107 @@ impl Store {
     /// Puts the node's liveness key under a lease of so many seconds. The lease must be kept
     /// alive through what is returned; when it ends, the others may go on without the node.
     ///
+    /// `place` says on which running system this is: a copy of the disk, in use elsewhere, does
+    /// not take the claim of the one that is alive. One that was killed on this system, and is
+    /// started again, takes over its own at once.
+    ///
     /// # Errors
-    /// When etcd cannot be reached.
-    pub async fn enter(&mut self, me: &Registration, seconds: i64) -> Result<Lease, Error> {
+    /// [`Error::NameTaken`] when the node is alive elsewhere; or when etcd cannot be reached.
+    pub async fn enter(
+        &mut self,
+        me: &Registration,
+        place: &str,
+        seconds: i64,
+    ) -> Result<Lease, Error> {
         let lease = self.client.lease_grant(seconds, None).await?.id();
-        let options = Some(PutOptions::new().with_lease(lease));
-        let key = self.keys.alive(me.node, me.incarnation);
-        self.client.put(key, "", options).await?;
+        let key = self.alive_key(me);
+        let put = || {
+            let options = Some(PutOptions::new().with_lease(lease));
+            TxnOp::put(key.as_str(), place, options)
+        };
+        let free = Compare::version(key.as_str(), CompareOp::Equal, 0);
+        let ours = Compare::value(key.as_str(), CompareOp::Equal, place);
+        let again = EtcdTxn::new().when([ours]).and_then([put()]);
+        let txn = EtcdTxn::new().when([free]).and_then([put()]);
+        let entered =
+            self.client.txn(txn).await?.succeeded() || self.client.txn(again).await?.succeeded();
+        if !entered {
+            // It would end by itself; a failure is of no consequence.
+            let _ = self.client.lease_revoke(lease).await;
+            let claim = self.claim(&key).await?;
+            let name = self.name_of(me.node).await?;
+            return Err(claim.map_or(Error::Contended, |claim| {
+                claim.taken(&name, "with a copy of this disk")
+            }));
+        }
         let (keeper, answers) = self.client.lease_keep_alive(lease).await?;
         Ok(Lease {
             lease,
             keeper,
             answers,
         })
+    }
+
+    fn alive_key(&self, who: &Registration) -> String {
+        self.keys.alive(who.node, who.incarnation)
+    }
+
+    /// Who holds a liveness key; `None`: nobody.
+    async fn claim(&mut self, key: &str) -> Result<Option<Claim>, Error> {
+        let answer = self.client.get(key, None).await?;
+        let Some(kv) = answer.kvs().first() else {
+            return Ok(None);
+        };
+        let lease = self.client.lease_time_to_live(kv.lease(), None).await?;
+        Ok(Some(Claim {
+            seconds: lease.granted_ttl(),
+        }))
+    }
+
+    async fn name_of(&mut self, node: Node) -> Result<String, Error> {
+        Ok(self
+            .members()
+            .await?
+            .names
+            .remove(&node)
+            .unwrap_or_default())
+    }
+
+    /// The window of all nodes: that of the first one. `wanted` is this node's; `None`: it has no
+    /// opinion, and brings `default` where it is the first.
+    ///
+    /// # Errors
+    /// [`Error::OtherWindow`] when this node's is another one; or when etcd cannot be reached.
+    pub async fn agree_on_window(
+        &mut self,
+        wanted: Option<u32>,
+        default: u32,
+    ) -> Result<u32, Error> {
+        let key = self.keys.window();
+        let ours = encoding::encode(&wanted.unwrap_or(default));
+        let txn = EtcdTxn::new()
+            .when([Compare::version(key.as_str(), CompareOp::Equal, 0)])
+            .and_then([TxnOp::put(key.as_str(), ours, None)]);
+        self.client.txn(txn).await?;
+        let theirs = self.window().await?.unwrap_or(default);
+        match wanted {
+            Some(ours) if ours != theirs => Err(Error::OtherWindow { ours, theirs }),
+            _ => Ok(theirs),
+        }
+    }
+
+    /// The window of all nodes; `None`: none of them was ever there.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached, or holds what we cannot read.
+    pub async fn window(&mut self) -> Result<Option<u32>, Error> {
+        let answer = self.client.get(self.keys.window(), None).await?;
+        let Some(kv) = answer.kvs().first() else {
+            return Ok(None);
+        };
+        encoding::window(kv.value())
+            .map(Some)
+            .map_err(|e| bad(kv, e))
     }
 
     /// Gives the lease back: the others need not wait for its end.
@@ -508,6 +667,22 @@ pub struct Members {
     pub rev: Rev,
 }
 
+/// What somebody else's claim to be alive looks like.
+struct Claim {
+    /// It ends so long after its holder falls silent.
+    seconds: i64,
+}
+
+impl Claim {
+    fn taken(&self, name: &str, how: &'static str) -> Error {
+        Error::NameTaken {
+            name: name.into(),
+            how,
+            seconds: self.seconds,
+        }
+    }
+}
+
 /// A node's claim to be alive.
 pub struct Lease {
     lease: i64,
@@ -525,6 +700,28 @@ impl Lease {
         let answer = self.answers.message().await?;
         Ok(answer.is_some_and(|answer| answer.ttl() > 0))
     }
+}
+
+/// What went wrong, down to its cause: that a certificate is not accepted, for example. What is
+/// said twice on the way is said once.
+fn reason(error: &etcd_client::Error) -> String {
+    let (mut text, mut cause) = match error {
+        etcd_client::Error::GRpcStatus(status) => (status.message().to_owned(), source(status)),
+        etcd_client::Error::TransportError(error) => (error.to_string(), source(error)),
+        error => (error.to_string(), None),
+    };
+    while let Some(error) = cause {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            text = format!("{text}: {part}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+fn source(error: &impl std::error::Error) -> Option<&(dyn std::error::Error + 'static)> {
+    error.source()
 }
 
 fn revision(header: Option<&ResponseHeader>) -> Rev {

@@ -122,6 +122,21 @@ impl Store {
         Ok(self.client.txn(txn).await?.succeeded())
     }
 
+    /// Gives all nodes another window. False: a node is alive, or it changed meanwhile: nothing was
+    /// changed.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached.
+    pub async fn change_window(&mut self, old: u32, new: u32) -> Result<bool, Error> {
+        let (key, alive) = (self.keys.window(), self.keys.all_alive());
+        let same = Compare::value(key.as_str(), CompareOp::Equal, encoding::encode(&old));
+        // A key that is there has a revision above 0.
+        let nobody = Compare::mod_revision(alive, CompareOp::Less, 1).with_prefix();
+        let put = TxnOp::put(key, encoding::encode(&new), None);
+        let txn = EtcdTxn::new().when([same, nobody]).and_then([put]);
+        Ok(self.client.txn(txn).await?.succeeded())
+    }
+
     /// Hands over all that etcd has of each mailbox: of all users or of one, in the order of their
     /// keys. They are not of one moment.
     ///

@@ -90,12 +90,84 @@ fn two_nodes_with_one_namespace_are_refused() {
 }
 
 #[test]
+fn a_name_is_not_taken_from_a_node_that_is_alive() {
+    with_store(|_, mut store| async move {
+        let me = store.register("n1", "n1", "disk").await?;
+        let lease = store.enter(&me, "here", LEASE_SECONDS).await?;
+        let other = store.register("n1", "n1", "other disk").await;
+        let Err(Error::NameTaken { name, seconds, .. }) = &other else {
+            panic!("{other:?}");
+        };
+        assert_eq!((name.as_str(), *seconds), ("n1", LEASE_SECONDS));
+        assert_eq!(
+            store.register("n1", "n1", "disk").await?,
+            me,
+            "nothing changed"
+        );
+        store.leave(lease).await?;
+        let replaced = store.register("n1", "n1", "other disk").await?;
+        assert_eq!(replaced.incarnation, Incarnation(me.incarnation.0 + 1));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_copy_of_a_disk_does_not_take_the_claim_of_the_node_that_is_alive() {
+    with_store(|_, mut store| async move {
+        let me = store.register("n1", "n1", "disk").await?;
+        let lease = store.enter(&me, "here", LEASE_SECONDS).await?;
+        let copy = store.enter(&me, "elsewhere", LEASE_SECONDS).await;
+        assert!(matches!(copy, Err(Error::NameTaken { name, .. }) if name == "n1"));
+        // Killed and started again before the lease ended: the claim goes on under a new lease.
+        let mut again = store.enter(&me, "here", LEASE_SECONDS).await?;
+        store.leave(lease).await?;
+        assert!(again.keep().await?);
+        let alive = store.members().await?.alive;
+        assert_eq!(alive, BTreeMap::from([(me.node, me.incarnation)]));
+        store.leave(again).await?;
+        store.enter(&me, "elsewhere", LEASE_SECONDS).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn the_first_node_decides_on_the_window_of_all() {
+    with_store(|_, mut store| async move {
+        assert_eq!(store.window().await?, None);
+        assert_eq!(store.agree_on_window(Some(500), 10_000).await?, 500);
+        assert_eq!(store.agree_on_window(None, 10_000).await?, 500);
+        assert_eq!(store.agree_on_window(Some(500), 10_000).await?, 500);
+        let refused = store.agree_on_window(Some(600), 10_000).await;
+        let Err(Error::OtherWindow { ours, theirs }) = refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!((ours, theirs), (600, 500));
+        Ok(())
+    });
+}
+
+#[test]
+fn the_window_is_changed_only_while_no_node_is_alive() {
+    with_store(|_, mut store| async move {
+        let me = store.register("n1", "n1", "disk").await?;
+        assert_eq!(store.agree_on_window(Some(500), 10_000).await?, 500);
+        let lease = store.enter(&me, "here", LEASE_SECONDS).await?;
+        assert!(!store.change_window(500, 600).await?);
+        store.leave(lease).await?;
+        assert!(!store.change_window(400, 600).await?, "it is not 400");
+        assert!(store.change_window(500, 600).await?);
+        assert_eq!(store.window().await?, Some(600));
+        Ok(())
+    });
+}
+
+#[test]
 fn a_snapshot_has_what_transactions_wrote_and_who_is_alive() {
     with_store(|_, mut store| async move {
         let me = store.register("n1", "n1", "disk").await?;
         let empty = store.snapshot(&mailbox()).await?;
         assert!(empty.stable.is_none() && empty.alive.is_empty() && !empty.complete);
-        let mut lease = store.enter(&me, LEASE_SECONDS).await?;
+        let mut lease = store.enter(&me, "here", LEASE_SECONDS).await?;
         assert!(lease.keep().await?);
         assert!(store.run(&mailbox(), &create(me.node)).await?.is_some());
         let stable = store
@@ -130,7 +202,7 @@ fn a_snapshot_has_what_transactions_wrote_and_who_is_alive() {
 fn a_transaction_whose_condition_fails_writes_nothing() {
     with_store(|_, mut store| async move {
         let me = store.register("n1", "n1", "disk").await?;
-        let lease = store.enter(&me, LEASE_SECONDS).await?;
+        let lease = store.enter(&me, "here", LEASE_SECONDS).await?;
         assert!(store.run(&mailbox(), &create(me.node)).await?.is_some());
         let dead = Condition::Dead(me.node, me.incarnation);
         let drop_tail = |when| Txn {

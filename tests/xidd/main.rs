@@ -280,3 +280,52 @@ fn a_namespace_that_another_node_has_is_refused_for_good() {
     );
     assert!(first.stop(), "{}", first.log());
 }
+
+#[test]
+fn a_name_that_a_living_node_has_is_refused_when_its_lease_was_waited_for() {
+    let etcd = Etcd::start();
+    let (one, two) = (Scene::new(), Scene::new());
+    // Each has a state folder, and so a disk, of its own.
+    for scene in [&one, &two] {
+        scene.write(&scene.with_etcd(&etcd).replace("60s", "2s"));
+    }
+    let mut first = Daemon::start(&one);
+    first.told("in the cluster");
+    let mut second = Daemon::start(&two);
+    assert_eq!(second.exit_code(), Some(78), "{}", second.log());
+    let log = second.log();
+    assert!(
+        log.contains("another xidd is in the cluster as node alpha, with another disk"),
+        "{log}"
+    );
+    assert!(!first.log().contains("membership lost"), "{}", first.log());
+    assert!(first.stop(), "{}", first.log());
+    // Its place is free now, as after a replaced disk.
+    let mut third = Daemon::start(&two);
+    third.told("in the cluster");
+    assert!(third.stop(), "{}", third.log());
+}
+
+#[test]
+fn a_window_that_is_not_the_cluster_s_is_refused_for_good() {
+    let etcd = Etcd::start();
+    let (one, two) = (Scene::new(), Scene::new());
+    one.write(&format!("window = 500\n{}", one.with_etcd(&etcd)));
+    let mut first = Daemon::start(&one);
+    first.told("in the cluster");
+    let beta = two.with_etcd(&etcd).replace("\"alpha\"", "\"beta\"");
+    two.write(&format!("window = 10000\n{beta}"));
+    let mut second = Daemon::start(&two);
+    assert_eq!(second.exit_code(), Some(78), "{}", second.log());
+    let log = second.log();
+    assert!(
+        log.contains("window = 10000, but that of the cluster is 500"),
+        "{log}"
+    );
+    // Who says nothing does as the others do.
+    two.write(&beta);
+    let mut third = Daemon::start(&two);
+    third.told("in the cluster");
+    assert!(third.stop(), "{}", third.log());
+    assert!(first.stop(), "{}", first.log());
+}

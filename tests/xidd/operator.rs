@@ -6,7 +6,7 @@ use std::time::Duration;
 use imap_xid::cluster::{Condition, Incarnation, Kind, Put, Rev, Stable, Txn};
 use imap_xid::etcd::{Mailbox, Settings, Store};
 
-use crate::daemon::Scene;
+use crate::daemon::{Daemon, Scene};
 use crate::harness::{cargo_binary, etcd::Etcd};
 
 fn xidctl(scene: &Scene, args: &[&str]) -> Output {
@@ -30,7 +30,7 @@ async fn furnish(etcd: &Etcd) {
     let mut store = Store::connect(&settings).await.expect("etcd");
     let alpha = store.register("alpha", "alpha", "d1").await.expect("alpha");
     let beta = store.register("beta", "beta", "d2").await.expect("beta");
-    store.enter(&alpha, 600).await.expect("alive");
+    store.enter(&alpha, "here", 600).await.expect("alive");
     let mailbox = Mailbox {
         user: "joe".into(),
         guid: [7; 16],
@@ -99,5 +99,32 @@ fn the_operator_sees_the_cluster_and_evicts_the_dead_only() {
     assert!(
         text(&refused.stderr).contains("run it on beta"),
         "{refused:?}"
+    );
+}
+
+#[test]
+fn the_window_is_shown_and_changed_while_all_are_down() {
+    let (etcd, scene) = (Etcd::start(), Scene::new());
+    scene.write(&format!("window = 500\n{}", scene.with_etcd(&etcd)));
+    let mut daemon = Daemon::start(&scene);
+    daemon.told("in the cluster");
+    let shown = text(&xidctl(&scene, &["window"]).stdout);
+    assert_eq!(shown, "window 500\n");
+    let running = xidctl(&scene, &["window", "600"]);
+    assert!(
+        text(&running.stderr).contains("stop xidd on all nodes first; alive: alpha"),
+        "{running:?}"
+    );
+    assert!(daemon.stop(), "{}", daemon.log());
+    let smaller = xidctl(&scene, &["window", "400"]);
+    assert!(
+        text(&smaller.stderr).contains("smaller than 500"),
+        "{smaller:?}"
+    );
+    assert_eq!(xidctl(&scene, &["window", "600"]).status.code(), Some(0));
+    let json = text(&xidctl(&scene, &["--json", "window"]).stdout);
+    assert_eq!(
+        json.split_whitespace().collect::<String>(),
+        "{\"window\":600}"
     );
 }

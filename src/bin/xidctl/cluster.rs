@@ -4,6 +4,7 @@ mod evict;
 mod force;
 mod members;
 mod status;
+mod window;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ enum Command {
     Members(members::Args),
     Evict(evict::Args),
     Force(force::Args),
+    Window(window::Args),
 }
 
 /// What goes wrong with the cluster's records.
@@ -75,6 +77,20 @@ pub enum Problem {
     /// Nobody said that it is meant.
     #[error("nothing was changed: say --i-know-what-may-be-lost")]
     NotMeant,
+    /// A window that some node may have used up.
+    #[error(
+        "window {new}: smaller than {old}, which a node that is away may have used up: choose a \
+         larger one"
+    )]
+    Smaller {
+        /// The present one.
+        old: u32,
+        /// The new one.
+        new: u32,
+    },
+    /// Nodes that would go on with the old one.
+    #[error("nothing was changed: stop xidd on all nodes first; alive: {0}")]
+    Running(String),
     /// Somebody else wrote at the same moment.
     #[error("it changed meanwhile: look at `xidctl cluster status`, then try again")]
     Changed,
@@ -91,12 +107,13 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Error> {
     runtime.block_on(async {
         let config = Config::load(&args.xidd).map_err(Problem::from)?;
         let settings = config.store().map_err(Problem::from)?;
-        let mut store = Store::connect(&settings).await.map_err(Problem::from)?;
+        let mut store = Store::connect_any(&settings).await.map_err(Problem::from)?;
         match &args.command {
             Command::Status(args) => status::run(args, &mut store, context).await,
             Command::Members(_) => members::run(&mut store, context).await,
             Command::Evict(args) => evict::run(args, &mut store, context).await,
             Command::Force(args) => force::run(args, &config, &mut store, context).await,
+            Command::Window(args) => window::run(args, &mut store, context).await,
         }
     })
 }

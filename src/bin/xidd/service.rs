@@ -49,12 +49,12 @@ impl Error {
     /// Whether starting again is of no use until somebody changed something.
     pub fn is_final(&self) -> bool {
         use imap_xid::etcd::Error as Etcd;
-        matches!(
-            self,
-            Error::Engine(engine::Error::Etcd(
-                Etcd::NamespaceTaken { .. } | Etcd::TooManyNodes
-            ))
-        )
+        match self {
+            // A name that is free after the other's lease was waited for.
+            Error::Engine(engine::Error::Etcd(Etcd::NameTaken { .. })) => true,
+            Error::Engine(engine::Error::Etcd(error)) => error.is_final(),
+            _ => false,
+        }
     }
 }
 

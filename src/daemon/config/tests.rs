@@ -54,7 +54,7 @@ fn node_and_etcd_are_enough() {
     assert_eq!(config.node, "alpha");
     assert_eq!(config.namespace, "alpha");
     assert_eq!(config.cluster, "mail");
-    assert_eq!((config.lease_seconds(), config.window), (5, 10_000));
+    assert_eq!((config.lease_seconds(), config.window), (5, None));
     assert_eq!(config.socket, Path::new("/run/dovecot/xidd"));
     assert_eq!(config.state_dir, Path::new("/var/lib/xidd"));
     assert_eq!(config.metrics, "127.0.0.1:9154".parse().ok());
@@ -70,7 +70,7 @@ fn node_and_etcd_are_enough() {
 fn every_key_is_taken_over() {
     let config = parse(WHOLE).expect("right");
     assert_eq!(config.namespace, "harbor");
-    assert_eq!((config.lease_seconds(), config.window), (60, 20_000));
+    assert_eq!((config.lease_seconds(), config.window), (60, Some(20_000)));
     assert_eq!(config.metrics, "[::1]:9999".parse().ok());
     assert_eq!(config.etcd.endpoints.len(), 2);
     assert_eq!(config.etcd.timeout, Duration::from_millis(500));

@@ -77,7 +77,10 @@ pub async fn run(
     let records = records_of(store, &mailbox).await?;
     let old = lost(&args.mailbox, &records, &members)?;
     let look = look(config, &mailbox, &args.mailbox).await?;
-    let new = replacement(&old.value, &look, me, config.window);
+    // Without one no xidd ever was there: then there was no record either.
+    let window = store.window().await.map_err(Problem::from)?;
+    let window = window.unwrap_or(imap_xid::daemon::config::WINDOW);
+    let new = replacement(&old.value, &look, me, window);
     warn(&old.value, &new, &look, &members);
     if !args.i_know_what_may_be_lost && !confirmed()? {
         return Err(Problem::NotMeant.into());
