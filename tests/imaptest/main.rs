@@ -99,12 +99,7 @@ fn stressed(program: &str, format: Format, plugin: bool, extra: &[&str]) -> Vec<
     } else {
         5
     };
-    command.args([
-        "clients=10",
-        "seed=2005",
-        "rawlog=no",
-        &format!("secs={secs}"),
-    ]);
+    command.args(["clients=10", "seed=2005", &format!("secs={secs}")]);
     command.arg(format!("mbox={}", mbox.display())).args(extra);
     command.args(["user=stress", "pass=pass"]);
     let output = run(&mut command, b"");
