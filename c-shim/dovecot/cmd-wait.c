@@ -787,6 +787,8 @@ static void xid_command_keepalive(struct xid_command_wait *wait)
 	struct client *client = wait->cmd->client;
 	struct xid_user *xuser = xid_user_get(client->user);
 
+	if (xid_wait_look(wait->waiting))
+		return;
 	timeout_remove(&wait->to_keepalive);
 	wait->to_keepalive = timeout_add(xuser->set.keepalive_msecs,
 					 xid_command_keepalive, wait);

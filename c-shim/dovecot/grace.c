@@ -210,6 +210,8 @@ static void xid_grace_keepalive(struct xid_grace_line *line)
 	struct client *client = line->gclient->client;
 	struct xid_user *xuser = xid_user_get(client->user);
 
+	if (xid_wait_look(line->waiting))
+		return;
 	timeout_remove(&line->to_keepalive);
 	line->to_keepalive = timeout_add(xuser->set.keepalive_msecs,
 					 xid_grace_keepalive, line);

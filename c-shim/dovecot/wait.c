@@ -2,7 +2,11 @@
 
    A waiter costs nothing while it waits: the table wakes each process that
    has waiters in a mail root through one descriptor, in the event loop. The
-   descriptor is there only while somebody waits. */
+   descriptor is there only while somebody waits. Nothing looks from time to
+   time: a thousand clients that do, each in a mail root of its own, are
+   hundreds of wake-ups a second. An alarm that gets lost (somebody removed the
+   descriptor's file, or who advanced was killed right then) is made good by the
+   waiter's next keepalive, and at the latest when its time is over. */
 #include "wait.h"
 #include "cluster.h"
 #include "imap-host.h"
@@ -13,8 +17,6 @@
 /* The table's word is the watermark, the descriptor is only an alarm clock.
    Where it cannot be had (no room in the folder), waiters look this often. */
 #define XID_WAIT_POLL_MSECS 250
-/* An alarm that got lost costs at most this long. */
-#define XID_WAIT_RECHECK_MSECS XID_REMIND_MSECS
 /* How long the descriptor outlives the last who waited: his answer comes
    before the cleaning up, and a client that waits once often waits again. */
 #define XID_WAIT_LINGER_MSECS 50
@@ -25,8 +27,11 @@ struct xid_wait_root {
 	/* NULL = could not be opened: waiters look for themselves */
 	imap_xid_waiter *waiter;
 	struct io *io;
+	/* NULL = there is nothing to do until the descriptor tells */
 	struct timeout *to_check;
 	struct xid_waiting *waiting;
+	/* the cluster daemon is told every now and then that somebody waits */
+	bool reminds:1;
 	/* nobody waits: it ends soon */
 	bool lingering:1;
 };
@@ -389,9 +394,11 @@ static void xid_wait_root_watch(struct xid_wait_root *root)
 {
 	root->lingering = FALSE;
 	timeout_remove(&root->to_check);
-	root->to_check = timeout_add(root->waiter == NULL ?
-		XID_WAIT_POLL_MSECS : XID_WAIT_RECHECK_MSECS,
-		xid_wait_check, root);
+	if (root->waiter == NULL || root->reminds) {
+		root->to_check = timeout_add(root->waiter == NULL ?
+			XID_WAIT_POLL_MSECS : XID_REMIND_MSECS,
+			xid_wait_check, root);
+	}
 }
 
 static void xid_wait_root_linger(struct xid_wait_root *root)
@@ -462,7 +469,8 @@ static void xid_wait_root_open(struct xid_wait_root *root)
 	xid_wait_root_watch(root);
 }
 
-static struct xid_wait_root *xid_wait_root_get(imap_xid_root *core)
+static struct xid_wait_root *
+xid_wait_root_get(imap_xid_root *core, const struct xid_user *xuser)
 {
 	struct xid_wait_root *root;
 
@@ -475,6 +483,8 @@ static struct xid_wait_root *xid_wait_root_get(imap_xid_root *core)
 	}
 	root = i_new(struct xid_wait_root, 1);
 	root->core = core;
+	root->reminds = xid_user_is_clustered(xuser) &&
+		!xid_user_replicates(xuser);
 	xid_wait_root_open(root);
 	DLLIST_PREPEND(&xid_wait_roots, root);
 	return root;
@@ -496,7 +506,8 @@ xid_waiting_new(struct xid_wait_mailbox *wbox, uint32_t uid,
 
 	waiting = i_new(struct xid_waiting, 1);
 	/* Without a table the wait still ends, by its time. */
-	waiting->root = xid_wait_root_get(xid_root_open(wbox->xbox));
+	waiting->root = xid_wait_root_get(xid_root_open(wbox->xbox),
+					  wbox->xbox->xuser);
 	waiting->wbox = wbox;
 	waiting->uid = uid;
 	waiting->callback = callback;
@@ -546,6 +557,14 @@ xid_wait_gate_begin(struct xid_wait_mailbox *wbox, unsigned int timeout_msecs,
 	timeval_add_msecs(&waiting->deadline, timeout_msecs);
 	xid_wait_gate_again(waiting);
 	return waiting;
+}
+
+bool xid_wait_look(struct xid_waiting *waiting)
+{
+	if (!xid_waiting_is_over(waiting))
+		return FALSE;
+	xid_wait_nothing_to_wait_for(waiting);
+	return TRUE;
 }
 
 void xid_wait_end(struct xid_waiting **_waiting)

@@ -136,6 +136,9 @@ bool xid_wait_gate_is_closed(struct xid_wait_mailbox *wbox);
 struct xid_waiting *
 xid_wait_gate_begin(struct xid_wait_mailbox *wbox, unsigned int timeout_msecs,
 		    xid_wait_callback_t *callback, void *context);
+/* The caller is awake anyway: is there nothing to wait for any more? Then the
+   callback is called before this returns TRUE. */
+bool xid_wait_look(struct xid_waiting *waiting);
 /* Stop waiting; not to be called after the callback. */
 void xid_wait_end(struct xid_waiting **waiting);
 

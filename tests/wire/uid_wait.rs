@@ -667,3 +667,67 @@ fn catenate_with_the_url_of_an_unstable_message_waits() {
     client.raw(format!("A: b\r\n URL {})\r\n", url(3)).as_bytes());
     assert!(!client.wait(&tag).is_ok());
 }
+
+/// Times that the process slept in the kernel and was woken.
+fn wake_ups(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+    let count = status
+        .lines()
+        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    count.and_then(|n| n.trim().parse().ok()).expect("a count")
+}
+
+/// Longer than any pause after which something used to look at the table.
+const QUIET: std::time::Duration = std::time::Duration::from_secs(6);
+
+#[test]
+fn a_waiting_client_without_keepalives_wakes_its_process_not_once() {
+    let server = inbox(table().xid("xid_keepalive", "0"), 2, 1);
+    let mut client = server.imap_in("alice", "INBOX");
+    let tag = client.send("UID FETCH 1:* (FLAGS)");
+    until("the client waits", || {
+        crate::assign::waiters(&server) == 1 && server.pids("imap").len() == 1
+    });
+    let pid = server.pids("imap")[0];
+    // The process goes to sleep after it announced the wait.
+    let mut before = wake_ups(pid);
+    until("the process sleeps", || {
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        std::mem::replace(&mut before, wake_ups(pid)) == wake_ups(pid)
+    });
+    std::thread::sleep(QUIET);
+    assert_eq!(wake_ups(pid), before);
+    advance(&server, "alice", "INBOX", 2);
+    assert_eq!(uids(&client.wait(&tag)), [1, 2]);
+}
+
+/// Takes away the files by which those who wait are woken.
+fn remove_waiters(server: &Dovecot) {
+    let folder = server.mail_dir("alice").join("xid.waiters");
+    let entries = std::fs::read_dir(folder).expect("a folder of those who wait");
+    for entry in entries {
+        std::fs::remove_file(entry.expect("an entry").path()).expect("it can be removed");
+    }
+}
+
+#[test]
+fn an_alarm_that_was_lost_is_made_good_by_the_next_keepalive() {
+    let server = inbox(table(), 2, 1);
+    let mut client = server.imap_in("alice", "INBOX");
+    let tag = send_and_see_it_wait(&mut client, "UID FETCH 1:* (FLAGS)");
+    remove_waiters(&server);
+    advance(&server, "alice", "INBOX", 2);
+    assert_eq!(uids(&client.wait(&tag)), [1, 2]);
+}
+
+#[test]
+fn without_keepalives_a_lost_alarm_is_made_good_when_the_time_is_over() {
+    let setup = table().xid("xid_keepalive", "0").xid("xid_uid_wait", "3s");
+    let server = inbox(setup, 2, 1);
+    let mut client = server.imap_in("alice", "INBOX");
+    let tag = client.send("UID FETCH 1:* (FLAGS)");
+    until("the client waits", || crate::assign::waiters(&server) == 1);
+    remove_waiters(&server);
+    advance(&server, "alice", "INBOX", 2);
+    assert_eq!(uids(&client.wait(&tag)), [1, 2]);
+}
