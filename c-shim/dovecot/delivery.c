@@ -257,7 +257,7 @@ xid_saved_uids_may_show(struct xid_wait_mailbox *wbox,
 	if (!set->uids)
 		return FALSE;
 	if (xid_wait_watermark(wbox) >= last_uid)
-		return TRUE;
+		return xid_wait_has_uids(wbox->xbox->box, &changes->saved_uids);
 	return may_wait && set->appenduid_grace_msecs > 0 &&
 		xid_grace_begin(wbox->xbox->box, changes->uid_validity,
 				last_uid);
@@ -378,13 +378,28 @@ xid_wait_transaction_commit(struct mailbox_transaction_context *t,
 	return ret;
 }
 
+/* COPYUID would name the message's UID, which others must not know: it is not
+   stable; or it is not the message's any more, and the session has not seen
+   that yet. */
+static bool xid_source_is_unstable(struct mail *mail)
+{
+	struct xid_wait_mailbox *source = xid_wait_mailbox_get(mail->box);
+
+	if (!xid_wait_imap || source == NULL ||
+	    source->xbox->xuser->set.uid_source == XID_UID_SOURCE_LOCAL)
+		return FALSE;
+	if (mail->uid > xid_wait_watermark(source))
+		return TRUE;
+	(void)mail_index_refresh(mail->box->index);
+	return mail_index_is_expunged(mail->transaction->view, mail->seq);
+}
+
 static int xid_wait_copy(struct mail_save_context *ctx, struct mail *mail)
 {
 	struct mailbox_transaction_context *t = ctx->transaction;
 	struct xid_wait_mailbox *wbox = xid_mailbox_context(t->box)->wait;
-	struct xid_wait_mailbox *source = xid_wait_mailbox_get(mail->box);
 
-	if (source != NULL && mail->uid > xid_wait_watermark(source))
+	if (xid_source_is_unstable(mail))
 		wbox->copied_unstable = t;
 	return wbox->prev.copy(ctx, mail);
 }

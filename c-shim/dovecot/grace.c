@@ -29,6 +29,17 @@ struct xid_grace_saved {
 	uint32_t uid_validity, last_uid;
 };
 
+enum xid_grace_result {
+	XID_GRACE_TIMED_OUT,
+	XID_GRACE_STABLE,
+	/* the watermark has come, but the messages have gone from their UIDs */
+	XID_GRACE_RENUMBERED,
+};
+
+static const char *const xid_grace_results[] = {
+	"timeout", "stable", "renumbered"
+};
+
 struct xid_grace_line {
 	struct xid_grace_line *prev, *next;
 	struct xid_grace_client *gclient;
@@ -41,7 +52,7 @@ struct xid_grace_line {
 	char *line;
 	/* where the code begins in it */
 	size_t code_pos;
-	bool stable;
+	enum xid_grace_result result;
 };
 
 struct xid_grace_client {
@@ -93,10 +104,9 @@ bool xid_grace_begin(struct mailbox *box, uint32_t uid_validity,
 /* The UIDs that the line names: those of the messages that were saved are
    named last. Returns FALSE if it names none. */
 static bool
-xid_grace_parse(const char *data, uint32_t *uid_validity_r, uint32_t *last_uid_r)
+xid_grace_parse(const char *data, uint32_t *uid_validity_r,
+		ARRAY_TYPE(seq_range) *uids)
 {
-	ARRAY_TYPE(seq_range) uids;
-	const struct seq_range *last;
 	const char *const *words;
 	const char *end;
 	unsigned int count;
@@ -109,14 +119,9 @@ xid_grace_parse(const char *data, uint32_t *uid_validity_r, uint32_t *last_uid_r
 		return FALSE;
 	words = t_strsplit(t_strdup_until(data, end), " ");
 	count = str_array_length(words);
-	t_array_init(&uids, 8);
-	if (count < 4 || str_to_uint32(words[2], uid_validity_r) < 0 ||
-	    imap_seq_set_parse(words[count-1], &uids) < 0 ||
-	    array_count(&uids) == 0)
-		return FALSE;
-	last = array_back(&uids);
-	*last_uid_r = last->seq2;
-	return TRUE;
+	return count >= 4 && str_to_uint32(words[2], uid_validity_r) == 0 &&
+		imap_seq_set_parse(words[count-1], uids) == 0 &&
+		array_count(uids) > 0;
 }
 
 /* The save whose UIDs the line names. */
@@ -124,14 +129,19 @@ static bool xid_grace_take(struct xid_grace_client *gclient, const char *data,
 			   struct xid_grace_saved *saved_r)
 {
 	const struct xid_grace_saved *saved;
-	uint32_t uid_validity, last_uid;
+	const struct seq_range *last;
+	ARRAY_TYPE(seq_range) uids;
+	uint32_t uid_validity;
 
-	if (array_count(&gclient->saved) == 0 ||
-	    !xid_grace_parse(data, &uid_validity, &last_uid))
+	if (array_count(&gclient->saved) == 0)
 		return FALSE;
+	t_array_init(&uids, 8);
+	if (!xid_grace_parse(data, &uid_validity, &uids))
+		return FALSE;
+	last = array_back(&uids);
 	array_foreach(&gclient->saved, saved) {
 		if (saved->uid_validity != uid_validity ||
-		    saved->last_uid != last_uid)
+		    saved->last_uid != last->seq2)
 			continue;
 		*saved_r = *saved;
 		array_delete(&gclient->saved,
@@ -170,13 +180,12 @@ static void xid_grace_line_cut(struct xid_grace_line *line)
 static void xid_grace_line_write(struct xid_grace_line *line)
 {
 	struct client *client = line->gclient->client;
-	bool stable = line->stable;
 
-	if (!stable)
+	if (line->result != XID_GRACE_STABLE)
 		xid_grace_line_cut(line);
 	o_stream_nsend_str(client->output, line->line);
 	client->last_output = ioloop_time;
-	xid_grace_line_free(line, stable ? "stable" : "timeout");
+	xid_grace_line_free(line, xid_grace_results[line->result]);
 }
 
 static void xid_grace_line_send(struct xid_grace_line *line)
@@ -195,12 +204,27 @@ static void xid_grace_line_send(struct xid_grace_line *line)
 	xid_client_check_output(client);
 }
 
+/* Are the messages still where the line says? */
+static bool xid_grace_line_holds(const struct xid_grace_line *line)
+{
+	ARRAY_TYPE(seq_range) uids;
+	uint32_t uid_validity;
+
+	t_array_init(&uids, 8);
+	return xid_grace_parse(line->line + line->code_pos - strlen("OK "),
+			       &uid_validity, &uids) &&
+		xid_wait_has_uids(line->box, &uids);
+}
+
 static void xid_grace_over(enum xid_wait_result result, void *context)
 {
 	struct xid_grace_line *line = context;
 
 	line->waiting = NULL;
-	line->stable = result == XID_WAIT_STABLE;
+	if (result == XID_WAIT_STABLE) T_BEGIN {
+		line->result = xid_grace_line_holds(line) ?
+			XID_GRACE_STABLE : XID_GRACE_RENUMBERED;
+	} T_END;
 	timeout_remove(&line->to_keepalive);
 	xid_grace_line_send(line);
 }

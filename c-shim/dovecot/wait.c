@@ -129,6 +129,27 @@ uint32_t xid_wait_first_unstable(struct mailbox *box, uint32_t watermark)
 	return seq1;
 }
 
+bool xid_wait_has_uids(struct mailbox *box, const ARRAY_TYPE(seq_range) *uids)
+{
+	const struct seq_range *range;
+	struct mail_index_view *view;
+	uint32_t seq1, seq2;
+	bool has = TRUE;
+
+	/* If this fails they are not shown. */
+	if (mail_index_refresh(box->index) < 0)
+		return FALSE;
+	view = mail_index_view_open(box->index);
+	array_foreach(uids, range) {
+		if (!mail_index_lookup_seq_range(view, range->seq1, range->seq2,
+						 &seq1, &seq2) ||
+		    seq2 - seq1 != range->seq2 - range->seq1)
+			has = FALSE;
+	}
+	mail_index_view_close(&view);
+	return has;
+}
+
 /* The core's mailbox is opened anew when its UIDVALIDITY changed; it may get
    the same address. */
 imap_xid_box *xid_wait_attached(const struct xid_wait_mailbox *wbox)

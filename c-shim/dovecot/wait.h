@@ -123,6 +123,12 @@ uint32_t xid_wait_last_uid(struct mailbox *box);
    0 = none is. */
 uint32_t xid_wait_first_unstable(struct mailbox *box, uint32_t watermark);
 
+/* Does the mailbox still have a message under each of these UIDs? Replication
+   may have given them others until they were stable: asked after the watermark
+   was read, this says whether they can be shown. */
+bool xid_wait_has_uids(struct mailbox *box,
+		       const ARRAY_TYPE(seq_range) *uids);
+
 /* Call back from the event loop when the mailbox's watermark is at or above
    the UID, or after the time; 0 = no limit, and nobody needs to know of this
    wait. The mailbox must stay open until then or until xid_wait_end(). */

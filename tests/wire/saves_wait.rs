@@ -191,3 +191,34 @@ fn who_waited_at_a_gate_in_vain_saves_all_the_same() {
     assert!(client.wait(&append).is_ok());
     assert_eq!(client.ok("EXAMINE INBOX").exists(), Some(3));
 }
+
+/// Gives the last message of the mailbox another UID, as replication does with what is not stable.
+fn renumber_last(server: &Dovecot, mailbox: &str, uid: u32) {
+    let uid = uid.to_string();
+    server.doveadm_ok(&[
+        "move", "-u", "alice", mailbox, "mailbox", mailbox, "uid", &uid,
+    ]);
+}
+
+#[test]
+fn what_was_renumbered_during_its_grace_is_not_named_by_its_old_uid() {
+    for format in Format::ALL {
+        let server = filled(table("90s").format(format));
+        let mut client = server.imap_in("alice", "INBOX");
+        let append = append_and_see_it_wait(&mut client, 3);
+        let mut other = server.imap_in("alice", "INBOX");
+        let copy = send_and_see_it_wait(&mut other, "COPY 1:2 Other");
+
+        renumber_last(&server, "INBOX", 3);
+        advance(&server, "alice", "INBOX", 4);
+        let reply = client.wait(&append);
+        assert!(reply.is_ok(), "{}", reply.text);
+        assert_eq!(reply.code("APPENDUID"), None, "{format:?}: {}", reply.text);
+
+        renumber_last(&server, "Other", 2);
+        advance(&server, "alice", "Other", 3);
+        let reply = other.wait(&copy);
+        assert!(reply.is_ok(), "{}", reply.text);
+        assert_eq!(reply.code("COPYUID"), None, "{format:?}: {}", reply.text);
+    }
+}
