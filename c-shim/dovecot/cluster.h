@@ -66,14 +66,30 @@ xid_daemon_status(struct xid_user *xuser, uint32_t *incarnation_r);
    given, begin with those that no earlier disk of this node gave. */
 void xid_daemon_begin_numbers(struct xid_mailbox *xbox);
 
+/* How sure the answer must be. */
+enum xid_asking {
+	/* what the nodes published is enough */
+	XID_ASK_QUICKLY = 'X',
+	/* what they have now, since that was no help */
+	XID_ASK_EVERYBODY = 'A',
+	/* the same; the messages are here without XIDs, and may have to be
+	   named */
+	XID_ASK_HOLDING = 'R',
+};
+
 /* Ask for the XIDs of messages by GUID. Fills answers with as many texts as
-   there are GUIDs, from the data stack: one XID, or several separated by
-   commas where messages share the GUID, or "-": nobody knows the message.
-   Blocks for some seconds at most. -1 = not known now, with why. */
-int xid_daemon_xids(struct xid_mailbox *xbox,
+   there are GUIDs, from the data stack: the instances that nodes have of it,
+   separated by commas; or "-": nobody knows the message. Blocks for some
+   seconds at most. -1 = not known now, with why. */
+int xid_daemon_xids(struct xid_mailbox *xbox, enum xid_asking asking,
 		    const ARRAY_TYPE(const_string) *guids,
 		    ARRAY_TYPE(const_string) *answers,
 		    const char **error_r);
+
+/* One instance of an answer: UID and XID. UID 0 = it has none just now. Returns
+   -1 if it is none. */
+int xid_answer_parse(const char *found, uint32_t *uid_r,
+		     struct imap_xid *xid_r);
 
 void xid_events_deinit(void);
 

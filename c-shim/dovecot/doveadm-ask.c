@@ -4,15 +4,21 @@
 #include "str.h"
 #include "mailbox-list-iter.h"
 
+/* Opened when first needed. */
+struct xid_ask_stage {
+	struct mailbox *box;
+	bool looked;
+};
+
 static int
-xid_ask_find(struct xid_doveadm *cmd, const char *guid,
+xid_ask_find(struct xid_doveadm *cmd, struct mailbox *box, const char *guid,
 	     ARRAY_TYPE(xid_found_mail) *found)
 {
-	if (xid_mailbox_find_guid(cmd->box, guid, found) == 0)
+	if (xid_mailbox_find_guid(box, guid, found) == 0)
 		return 0;
 	return xid_doveadm_fail(cmd, MAIL_ERROR_TEMP,
 		"%s: the registry cannot be asked, as was logged",
-		mailbox_get_vname(cmd->box));
+		mailbox_get_vname(box));
 }
 
 static void xid_ask_separate(string_t *json)
@@ -33,43 +39,99 @@ static int xid_found_mail_cmp(const struct xid_found_mail *mail1,
 	return mail1->uid < mail2->uid ? -1 : (mail1->uid > mail2->uid ? 1 : 0);
 }
 
-/* Several where messages share the GUID, separated by commas. */
 static int
-xid_ask_xid(struct xid_doveadm *cmd, const char *guid, string_t *json)
+xid_ask_instances(struct xid_doveadm *cmd, struct mailbox *box,
+		  const char *guid, bool uids, string_t *dest)
 {
 	ARRAY_TYPE(xid_found_mail) found;
 	const struct xid_found_mail *mail;
-	string_t *xids = t_str_new(128);
+	string_t *xid = t_str_new(64);
 
 	t_array_init(&found, 4);
-	if (xid_ask_find(cmd, guid, &found) < 0)
+	if (xid_ask_find(cmd, box, guid, &found) < 0)
 		return -1;
 	array_sort(&found, xid_found_mail_cmp);
 	array_foreach(&found, mail) {
-		if (str_len(xids) > 0)
-			str_append_c(xids, ',');
-		(void)xid_mail_lookup(cmd->box, cmd->box->view, mail->seq,
-				      xids);
+		str_truncate(xid, 0);
+		if (!xid_mail_lookup(box, box->view, mail->seq, xid))
+			continue;
+		if (str_len(dest) > 0)
+			str_append_c(dest, ',');
+		str_printfa(dest, "%u:%s", uids ? mail->uid : 0, str_c(xid));
 	}
-	if (str_len(xids) == 0)
+	return 0;
+}
+
+/* Who lost its UID waits in the stage for another. */
+static int
+xid_ask_staged(struct xid_doveadm *cmd, struct xid_ask_stage *stage,
+	       const char *guid, string_t *dest)
+{
+	if (!stage->looked) {
+		stage->looked = TRUE;
+		if (xid_stage_open(cmd, FALSE, &stage->box) < 0)
+			return -1;
+	}
+	return stage->box == NULL ? 0 :
+		xid_ask_instances(cmd, stage->box, guid, FALSE, dest);
+}
+
+/* Several where messages share the GUID, in the order of their UIDs. What moves
+   to the stage or back while we look is found in one of the two: it is copied
+   first, and the mailbox is looked at as it was when we began. */
+static int
+xid_ask_xid(struct xid_doveadm *cmd, struct xid_ask_stage *stage,
+	    const char *guid, string_t *json)
+{
+	string_t *found = t_str_new(128);
+
+	if (xid_ask_instances(cmd, cmd->box, guid, TRUE, found) < 0 ||
+	    (str_len(found) == 0 &&
+	     xid_ask_staged(cmd, stage, guid, found) < 0))
+		return -1;
+	if (str_len(found) == 0)
 		return 0;
 	xid_ask_separate(json);
 	xid_doveadm_append_string(json, guid);
 	str_append_c(json, ':');
-	xid_doveadm_append_string(json, str_c(xids));
+	xid_doveadm_append_string(json, str_c(found));
 	return 0;
+}
+
+/* Those of the messages that are here and have no XID yet: whoever asks must
+   not think that there are none. */
+static void xid_ask_unnamed(struct xid_doveadm *cmd, string_t *json)
+{
+	ARRAY_TYPE(const_string) unnamed;
+	const char *guid;
+
+	t_array_init(&unnamed, 16);
+	xid_mailbox_unnamed(cmd->box, pool_datastack_create(), &unnamed);
+	array_foreach_elem(&unnamed, guid) {
+		if (!str_array_find(cmd->args, guid))
+			continue;
+		xid_ask_separate(json);
+		xid_doveadm_append_string(json, guid);
+	}
 }
 
 int xid_doveadm_xids(struct xid_doveadm *cmd)
 {
 	string_t *json = str_new(default_pool, 1024);
+	struct xid_ask_stage stage;
+	const char *const *guid = cmd->args;
 	int ret = 0;
 
+	i_zero(&stage);
 	str_append(json, "{\"xids\":{");
-	for (; *cmd->args != NULL && ret == 0; cmd->args++) T_BEGIN {
-		ret = xid_ask_xid(cmd, *cmd->args, json);
+	for (; *guid != NULL && ret == 0; guid++) T_BEGIN {
+		ret = xid_ask_xid(cmd, &stage, *guid, json);
 	} T_END;
-	str_append(json, "}}");
+	str_append(json, "},\"unnamed\":[");
+	xid_ask_unnamed(cmd, json);
+	str_append(json, "]}");
+	if (stage.box != NULL)
+		mailbox_free(&stage.box);
 	if (ret == 0)
 		xid_doveadm_answer(json);
 	str_free(&json);
@@ -91,7 +153,7 @@ xid_ask_settled(struct xid_doveadm *cmd, const char *guid, uint32_t last_uid)
 	int32_t ret;
 
 	t_array_init(&found, 4);
-	if (xid_ask_find(cmd, guid, &found) < 0)
+	if (xid_ask_find(cmd, cmd->box, guid, &found) < 0)
 		return -1;
 	array_foreach(&found, mail) {
 		if (mail->uid <= last_uid)

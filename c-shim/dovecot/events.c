@@ -326,14 +326,16 @@ xid_daemon_xids_parse(const char *answer, unsigned int count,
 }
 
 static int
-xid_daemon_xids_some(struct xid_mailbox *xbox, const char *const *guids,
-		     unsigned int count, ARRAY_TYPE(const_string) *answers,
+xid_daemon_xids_some(struct xid_mailbox *xbox, enum xid_asking asking,
+		     const char *const *guids, unsigned int count,
+		     ARRAY_TYPE(const_string) *answers,
 		     const char **error_r)
 {
 	string_t *msg = t_str_new(1024);
 	unsigned int i;
 
-	str_append(msg, "X\t");
+	str_append_c(msg, (char)asking);
+	str_append_c(msg, '\t');
 	str_append_tabescaped(msg, xbox->xuser->user->username);
 	str_printfa(msg, "\t%s\t", guid_128_to_string(xbox->guid));
 	str_append_tabescaped(msg, mailbox_get_vname(xbox->box));
@@ -346,7 +348,7 @@ xid_daemon_xids_some(struct xid_mailbox *xbox, const char *const *guids,
 		count, answers, error_r);
 }
 
-int xid_daemon_xids(struct xid_mailbox *xbox,
+int xid_daemon_xids(struct xid_mailbox *xbox, enum xid_asking asking,
 		    const ARRAY_TYPE(const_string) *guids,
 		    ARRAY_TYPE(const_string) *answers, const char **error_r)
 {
@@ -362,9 +364,20 @@ int xid_daemon_xids(struct xid_mailbox *xbox,
 			if (some > 0 && size > XID_MESSAGE_MAX / 2)
 				break;
 		}
-		if (xid_daemon_xids_some(xbox, all + i, some, answers,
+		if (xid_daemon_xids_some(xbox, asking, all + i, some, answers,
 					 error_r) < 0)
 			return -1;
 	}
 	return 0;
+}
+
+int xid_answer_parse(const char *found, uint32_t *uid_r,
+		     struct imap_xid *xid_r)
+{
+	const char *colon = strchr(found, ':');
+
+	if (colon == NULL ||
+	    str_to_uint32(t_strdup_until(found, colon), uid_r) < 0)
+		return -1;
+	return imap_xid_parse(colon + 1, strlen(colon + 1), xid_r) < 0 ? -1 : 0;
 }

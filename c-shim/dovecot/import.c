@@ -85,44 +85,137 @@ xid_import_is_taken(struct xid_import *im, const struct imap_xid *xid)
 	return xid_import_is_here(im, xid);
 }
 
-/* Returns FALSE if the answer has no XID that is free. */
-static bool
+/* Take what one of a message's instances on other nodes says. Where that has the
+   UID that replication wants the message to have it is the very same, whatever
+   has its XID here: that moves. Else it is one whose XID is free. */
+static void
 xid_import_take_answer(struct xid_import *im, struct xid_saved_mail *mail,
-		       const char *answer)
+		       const char *answer, bool same_uid)
 {
-	const char *const *xids = t_strsplit(answer, ",");
+	const char *const *found = t_strsplit(answer, ",");
 	struct imap_xid xid;
+	uint32_t uid;
 
-	for (; *xids != NULL; xids++) {
-		if (imap_xid_parse(*xids, strlen(*xids), &xid) >= 0 &&
-		    !xid_import_is_taken(im, &xid)) {
+	for (; *found != NULL; found++) {
+		if (xid_answer_parse(*found, &uid, &xid) < 0 ||
+		    (same_uid && (uid != mail->wanted_uid || uid == 0)))
+			continue;
+		if (!xid_import_is_taken(im, &xid)) {
 			xid_saved_mail_set_xid(im->t, mail, &xid);
-			return TRUE;
+			return;
+		}
+		if (same_uid) {
+			xid_saved_mail_move_xid(im->t, mail, &xid);
+			return;
 		}
 	}
-	return FALSE;
 }
 
-/* -1 = the daemon cannot say */
-static int xid_import_ask_daemon(struct xid_import *im, const char **error_r)
+/* Ask for the messages that have no XID so far; -1 = the daemon cannot say.
+   answers is by message, and has NULL where nobody knows one. */
+static int
+xid_import_ask_daemon(struct xid_import *im, enum xid_asking asking,
+		      ARRAY_TYPE(const_string) *answers, const char **error_r)
 {
-	ARRAY_TYPE(const_string) guids, answers;
+	ARRAY_TYPE(const_string) guids, found;
 	struct xid_saved_mail *const *mails;
-	unsigned int i, count;
+	const char *answer;
+	unsigned int i, next = 0, count;
 
 	mails = array_get(&im->mails, &count);
 	t_array_init(&guids, count);
-	t_array_init(&answers, count);
-	for (i = 0; i < count; i++)
-		array_push_back(&guids, &mails[i]->guid);
-	if (xid_daemon_xids(im->xbox, &guids, &answers, error_r) < 0)
+	t_array_init(&found, count);
+	for (i = 0; i < count; i++) {
+		if (mails[i]->keep.number == 0)
+			array_push_back(&guids, &mails[i]->guid);
+	}
+	if (xid_daemon_xids(im->xbox, asking, &guids, &found, error_r) < 0)
 		return -1;
 	for (i = 0; i < count; i++) {
-		const char *answer = array_idx_elem(&answers, i);
-
-		if (strcmp(answer, XID_UNKNOWN_ORIGIN) != 0)
-			(void)xid_import_take_answer(im, mails[i], answer);
+		answer = NULL;
+		if (mails[i]->keep.number == 0) {
+			answer = array_idx_elem(&found, next++);
+			if (strcmp(answer, XID_UNKNOWN_ORIGIN) == 0)
+				answer = NULL;
+		}
+		array_idx_set(answers, i, &answer);
 	}
+	return 0;
+}
+
+/* Those at the same UIDs first: the others' XIDs are free only then. Returns
+   whether there are messages that others know, but not so that we know which
+   one it is. */
+static bool
+xid_import_take_answers(struct xid_import *im,
+			const ARRAY_TYPE(const_string) *answers)
+{
+	struct xid_saved_mail *const *mails;
+	const char *answer;
+	unsigned int i, pass, count;
+	bool unclear = FALSE;
+
+	mails = array_get(&im->mails, &count);
+	for (pass = 0; pass < 2; pass++) {
+		for (i = 0; i < count; i++) {
+			answer = array_idx_elem(answers, i);
+			if (mails[i]->keep.number == 0 && answer != NULL) {
+				xid_import_take_answer(im, mails[i], answer,
+						       pass == 0);
+			}
+		}
+	}
+	for (i = 0; i < count; i++) {
+		answer = array_idx_elem(answers, i);
+		if (mails[i]->keep.number == 0 && answer != NULL)
+			unclear = TRUE;
+	}
+	return unclear;
+}
+
+/* All nodes said what they have, and every XID that it may be another message
+   has here. So it is that message, which moved: replication copied it, or it
+   came from several nodes. Until one of them goes it is here twice. */
+static void
+xid_import_take_moved(struct xid_import *im,
+		      const ARRAY_TYPE(const_string) *answers)
+{
+	struct xid_saved_mail *const *mails;
+	struct imap_xid xid;
+	const char *answer;
+	unsigned int i, count;
+	uint32_t uid;
+
+	mails = array_get(&im->mails, &count);
+	for (i = 0; i < count; i++) {
+		answer = array_idx_elem(answers, i);
+		if (mails[i]->keep.number != 0)
+			continue;
+		if (mails[i]->copied.number != 0) {
+			xid_saved_mail_move_xid(im->t, mails[i],
+						&mails[i]->copied);
+		} else if (answer != NULL &&
+			   xid_answer_parse(t_strcut(answer, ','), &uid,
+					    &xid) == 0)
+			xid_saved_mail_move_xid(im->t, mails[i], &xid);
+	}
+}
+
+static int xid_import_ask_nodes(struct xid_import *im, const char **error_r)
+{
+	ARRAY_TYPE(const_string) answers;
+
+	t_array_init(&answers, array_count(&im->mails));
+	if (xid_import_ask_daemon(im, XID_ASK_QUICKLY, &answers, error_r) < 0)
+		return -1;
+	if (xid_import_take_answers(im, &answers)) {
+		/* what was published is not always what is there by now */
+		if (xid_import_ask_daemon(im, XID_ASK_EVERYBODY, &answers,
+					  error_r) < 0)
+			return -1;
+		(void)xid_import_take_answers(im, &answers);
+	}
+	xid_import_take_moved(im, &answers);
 	return 0;
 }
 
@@ -184,7 +277,7 @@ static bool xid_import_is_complete(struct xid_import *im)
 static int xid_import_find_xids(struct xid_import *im)
 {
 	const char *error = NULL;
-	int ret = xid_import_ask_daemon(im, &error);
+	int ret = xid_import_ask_nodes(im, &error);
 
 	if (xid_import_is_complete(im))
 		return 0;

@@ -247,27 +247,44 @@ static void xid_recover_add_present(struct xid_recover *r)
 	array_sort(&r->present, xid_record_cmp);
 }
 
-static void
-xid_recover_take_answer(struct xid_recover *r, struct xid_lost_mail *lost)
+/* FALSE = a message that is to have another XID has it. One at the same UID is
+   the very same message, and moves. */
+static bool
+xid_recover_take_xid(struct xid_recover *r, struct xid_lost_mail *lost,
+		     const struct imap_xid *xid, bool same_uid)
 {
-	const char *const *xids = t_strsplit(lost->answer, ",");
 	struct xid_header_entry *ns;
-	struct imap_xid xid;
+	struct xid_record rec;
 	unsigned int idx;
 
-	for (; *xids != NULL; xids++) {
-		if (imap_xid_parse(*xids, strlen(*xids), &xid) < 0)
-			continue;
-		lost->rec.number = xid.number;
-		lost->rec.ns = xid_recover_namespace(r, xid.ns, xid.ns_len);
-		if (!array_bsearch_insert_pos(&r->present, &lost->rec,
-					      xid_record_cmp, &idx)) {
-			array_insert(&r->present, idx, &lost->rec, 1);
-			ns = array_idx_modifiable(&r->entries, lost->rec.ns);
-			ns->high = I_MAX(ns->high, xid.number);
+	i_zero(&rec);
+	rec.number = xid->number;
+	rec.ns = xid_recover_namespace(r, xid->ns, xid->ns_len);
+	if (!array_bsearch_insert_pos(&r->present, &rec, xid_record_cmp, &idx))
+		array_insert(&r->present, idx, &rec, 1);
+	else if (same_uid)
+		r->moved_uid = I_MAX(r->moved_uid, lost->uid);
+	else
+		return FALSE;
+	lost->rec = rec;
+	ns = array_idx_modifiable(&r->entries, rec.ns);
+	ns->high = I_MAX(ns->high, xid->number);
+	return TRUE;
+}
+
+static void
+xid_recover_take_answer(struct xid_recover *r, struct xid_lost_mail *lost,
+			bool same_uid)
+{
+	const char *const *found = t_strsplit(lost->answer, ",");
+	struct imap_xid xid;
+	uint32_t uid;
+
+	for (; *found != NULL; found++) {
+		if (xid_answer_parse(*found, &uid, &xid) == 0 &&
+		    (!same_uid || uid == lost->uid) &&
+		    xid_recover_take_xid(r, lost, &xid, same_uid))
 			return;
-		}
-		i_zero(&lost->rec);
 	}
 }
 
@@ -348,23 +365,43 @@ static void xid_recover_moved(struct xid_recover *r)
 	}
 }
 
-/* What other nodes know. */
+/* What other nodes know: those that have the same UID there first. */
 static void xid_recover_answered(struct xid_recover *r)
 {
 	struct xid_lost_mail *lost;
+	unsigned int pass;
 	bool added = FALSE;
 
-	array_foreach_modifiable(&r->mails, lost) {
-		if (lost->seq == 0 || lost->rec.number != 0 ||
-		    lost->answer == NULL)
-			continue;
-		if (!added)
-			xid_recover_add_present(r);
-		added = TRUE;
-		T_BEGIN {
-			xid_recover_take_answer(r, lost);
-		} T_END;
+	for (pass = 0; pass < 2; pass++) {
+		array_foreach_modifiable(&r->mails, lost) {
+			if (lost->seq == 0 || lost->rec.number != 0 ||
+			    lost->answer == NULL)
+				continue;
+			if (!added)
+				xid_recover_add_present(r);
+			added = TRUE;
+			T_BEGIN {
+				xid_recover_take_answer(r, lost, pass == 0);
+			} T_END;
+		}
 	}
+}
+
+/* As when a message is replicated: see there. */
+static void
+xid_recover_log_new(struct xid_recover *r, const struct xid_lost_mail *lost)
+{
+	struct xid_user *xuser = r->xbox->xuser;
+
+	if (!xid_user_is_clustered(xuser))
+		return;
+	e_info(xuser->user->event, "xid: %s: %s: UID %u is given the new XID "
+	       "%s-%"PRIu64" (found without XID, %s; GUID %s)",
+	       xuser->user->username, mailbox_get_vname(r->xbox->box),
+	       lost->uid, xuser->set.namespace, lost->rec.number,
+	       lost->answer == NULL ? "no node knows it" :
+	       t_strdup_printf("others have this XID: %s", lost->answer),
+	       lost->guid == NULL ? "-" : lost->guid);
 }
 
 static int xid_recover_new_numbers(struct xid_recover *r)
@@ -393,6 +430,7 @@ static int xid_recover_new_numbers(struct xid_recover *r)
 			continue;
 		lost->rec.number = number++;
 		lost->rec.ns = idx;
+		xid_recover_log_new(r, lost);
 	}
 	return 0;
 }
@@ -605,7 +643,8 @@ xid_recover_ask_of(struct xid_recover *r, const ARRAY_TYPE(const_string) *guids,
 	unsigned int i;
 
 	t_array_init(&answers, array_count(guids));
-	if (xid_daemon_xids(r->xbox, guids, &answers, &error) < 0) {
+	if (xid_daemon_xids(r->xbox, XID_ASK_HOLDING, guids, &answers,
+			    &error) < 0) {
 		r->xbox->unanswered_at = ioloop_time;
 		e_warning(r->xbox->xuser->user->event, "xid: %s: %s: %u "
 			"messages have no XIDs yet (%s)",
@@ -717,6 +756,37 @@ static int xid_mailbox_recover(struct xid_mailbox *xbox, uint32_t first_uid)
 	mail_storage_last_error_pop(storage);
 	xbox->ensuring = FALSE;
 	return ret;
+}
+
+bool xid_mailbox_is_named(struct mailbox *box)
+{
+	struct xid_mailbox *xbox = xid_mailbox_get(box);
+
+	return xbox != NULL && xbox->ready &&
+		xid_view_is_covered(xbox, box->view);
+}
+
+void xid_mailbox_unnamed(struct mailbox *box, pool_t pool,
+			 ARRAY_TYPE(const_string) *guids_r)
+{
+	struct xid_mailbox *xbox = xid_mailbox_get(box);
+	struct xid_guid_list *guids;
+	struct xid_record rec;
+	const char *guid;
+	uint32_t seq, seq2;
+
+	if (xbox == NULL || xid_mailbox_is_named(box) ||
+	    !mail_index_lookup_seq_range(box->view, xid_first_uncovered(xbox),
+					 (uint32_t)-1, &seq, &seq2))
+		return;
+	guids = xid_guid_list_init(xbox);
+	for (; seq <= seq2; seq++) {
+		if (xid_record_get(xbox, box->view, seq, &rec))
+			continue;
+		guid = p_strdup(pool, xid_guid_list_get(guids, seq));
+		array_push_back(guids_r, &guid);
+	}
+	xid_guid_list_deinit(&guids);
 }
 
 int xid_mailbox_ensure(struct mailbox *box)

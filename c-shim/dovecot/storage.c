@@ -136,6 +136,15 @@ void xid_saved_mail_set_xid(struct mailbox_transaction_context *t,
 	mail->keep.ns = p_strndup(xt->pool, xid->ns, xid->ns_len);
 }
 
+void xid_saved_mail_move_xid(struct mailbox_transaction_context *t,
+			     struct xid_saved_mail *mail,
+			     const struct imap_xid *xid)
+{
+	xid_saved_mail_set_xid(t, mail, xid);
+	/* it is written down while it moves */
+	mail->imported = FALSE;
+}
+
 void xid_save_keeps_xid(struct mailbox_transaction_context *t,
 			const struct imap_xid *xid, const char *guid)
 {
@@ -249,6 +258,25 @@ xid_saved_mail_keep(struct mailbox_transaction_context *t,
 		xid_saved_mail_set_xid(t, saved, &xid);
 }
 
+/* Replication does not move each message that moved elsewhere: where it finds
+   one that it is to save here by the same GUID, it copies that, and expunges it
+   later as it was expunged there. Which XID it has is found out at the commit:
+   copies that clients make share a GUID, too. */
+static void
+xid_saved_mail_copied(struct mailbox_transaction_context *t,
+		      struct xid_mailbox *xbox, struct mail *mail)
+{
+	struct xid_saved_mail *saved = xid_saved_mail_last(t, NULL);
+	struct imap_xid xid;
+
+	if (!saved->imported || mail->box != t->box ||
+	    !xid_mail_get(xbox, mail->transaction->view, mail->seq, &xid))
+		return;
+	xid_saved_mail_set_xid(t, saved, &xid);
+	saved->copied = saved->keep;
+	i_zero(&saved->keep);
+}
+
 static int xid_copy(struct mail_save_context *ctx, struct mail *mail)
 {
 	struct mailbox_transaction_context *t = ctx->transaction;
@@ -265,8 +293,11 @@ static int xid_copy(struct mail_save_context *ctx, struct mail *mail)
 		return -1;
 	if (xbox->disabled)
 		return 0;
-	if (xid_save_is_replication(xbox))
+	if (xid_save_is_replication(xbox)) {
 		xid_saved_mail_replicated(t, wanted_guid, wanted_uid);
+		if (!renumbering)
+			xid_saved_mail_copied(t, xbox, mail);
+	}
 	if (xid_storage_is_dbox(t->box)) {
 		saved = xid_saved_mail_last(t, NULL);
 		/* If it was not saved anew it has its source's GUID. */
@@ -528,6 +559,27 @@ xid_append_moved(struct xid_mailbox *xbox, struct mail_index_transaction *trans,
 		xid_header_update_moved(xbox, trans, append->uid);
 }
 
+/* In a cluster nothing but a client's or a delivery's message gets a new XID,
+   with few exceptions: an administrator who looks for why there are two of them
+   finds out which it was. */
+static void
+xid_append_log_new(struct xid_mailbox *xbox, const struct xid_append *append,
+		   const struct xid_saved_mail *saved,
+		   const struct xid_record *rec)
+{
+	if (!xid_user_is_clustered(xbox->xuser) ||
+	    !xid_user_replicates(xbox->xuser))
+		return;
+	e_info(xbox->xuser->user->event, "xid: %s: %s: UID %u is given the new "
+	       "XID %s-%"PRIu64" (replicated, %s; GUID %s)",
+	       xbox->xuser->user->username, mailbox_get_vname(xbox->box),
+	       append->uid, xbox->xuser->set.namespace, rec->number,
+	       saved == NULL ? "nothing is known of it" :
+	       (saved->moved_uid != 0 ? "moved, and had none" :
+		saved->imported ? "no other node knows it" : "it has no GUID"),
+	       saved == NULL || saved->guid == NULL ? "-" : saved->guid);
+}
+
 /* Put one XID into the transaction and say so in the entry. */
 static void
 xid_append_write(struct xid_mailbox *xbox,
@@ -541,7 +593,9 @@ xid_append_write(struct xid_mailbox *xbox,
 	struct xid_record rec;
 
 	xid_append_record(info, saved, numbers, &rec);
-	if (saved != NULL && saved->keep.number != 0)
+	if (saved == NULL || saved->keep.number == 0)
+		xid_append_log_new(xbox, append, saved, &rec);
+	else
 		xid_append_moved(xbox, t->itrans, info, append, &rec);
 	mail_index_update_ext(t->itrans, append->seq, xbox->ext_id, &rec, NULL);
 

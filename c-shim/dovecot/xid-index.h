@@ -72,6 +72,9 @@ struct xid_saved_mail {
 	const char *guid;
 	/* The XID that it keeps; number 0 = it gets a new one. */
 	struct imap_xid keep;
+	/* The XID of the message of this mailbox that replication copied to
+	   make it, since the GUID was the same; number 0 = there was none. */
+	struct imap_xid copied;
 	/* It comes from another node, which gave it an XID. */
 	bool imported;
 };
@@ -85,6 +88,11 @@ unsigned int xid_saved_mails(struct mailbox_transaction_context *t,
 void xid_saved_mail_set_xid(struct mailbox_transaction_context *t,
 			    struct xid_saved_mail *mail,
 			    const struct imap_xid *xid);
+/* The same, where the message is one that is in this mailbox at another UID
+   still: replication moves it. */
+void xid_saved_mail_move_xid(struct mailbox_transaction_context *t,
+			     struct xid_saved_mail *mail,
+			     const struct imap_xid *xid);
 bool xid_storage_is_maildir(const struct mailbox *box);
 
 /*
@@ -140,6 +148,11 @@ void xid_mailbox_prepare_save(struct xid_mailbox *xbox);
 /* A message was found to have no XID: look at all of them. FALSE = nothing was
    changed. */
 bool xid_mailbox_repair(struct xid_mailbox *xbox);
+/* Every message of box->view has an XID, as far as the header tells. */
+bool xid_mailbox_is_named(struct mailbox *box);
+/* The GUIDs of those that have none, as the host has them. */
+void xid_mailbox_unnamed(struct mailbox *box, pool_t pool,
+			 ARRAY_TYPE(const_string) *guids_r);
 /* Write into the journal, from which the registry learns of the messages.
    What fails is logged; the registry is filled from the index later. */
 void xid_mailbox_note(struct xid_mailbox *xbox,

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::host::Place;
 use super::mailbox::{Inbox, Task, Wake};
 use super::member::{Member, Membership, News, Session};
 use super::site::{DovecotSite, Site};
@@ -322,13 +323,15 @@ impl<S: Site> Engine<S> {
                 mailbox,
                 name,
                 guids,
+                asking,
                 reply,
             } => {
                 let mailbox = Mailbox {
                     user,
                     guid: mailbox,
                 };
-                xids::answer(self.shared.clone(), mailbox, name, guids, reply);
+                let place = Place { mailbox, name };
+                xids::answer(self.shared.clone(), place, guids, asking, reply);
             }
             Event::Status { reply } => {
                 // Whoever asked may be gone.

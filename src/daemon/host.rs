@@ -174,15 +174,26 @@ pub trait Host: Send + Sync + 'static {
     /// The user's mailboxes with messages that nobody was shown yet.
     fn pending(&self, user: &str) -> impl Future<Output = Result<Vec<Pending>, Error>> + Send;
 
-    /// The XIDs of those of these messages that are there.
+    /// What is known there of these messages.
     fn xids(
         &self,
         place: &Place,
         guids: &[Text],
-    ) -> impl Future<Output = Result<BTreeMap<Text, Text>, Error>> + Send;
+    ) -> impl Future<Output = Result<Named, Error>> + Send;
 
     /// All users that the host can name; some hosts cannot name any.
     fn users(&self) -> impl Future<Output = Result<Vec<String>, Error>> + Send;
+}
+
+/// What a node knows of messages by GUID.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Named {
+    /// UID and XID, `uid:xid`, of each message with that GUID, separated by commas. UID 0: it has
+    /// none now, but it was in the mailbox, or is in its stage.
+    pub xids: BTreeMap<Text, Text>,
+    /// These are there and have no XID yet.
+    #[serde(default)]
+    pub unnamed: BTreeSet<Text>,
 }
 
 /// Dovecot, through its administration service and our module in it.
@@ -246,13 +257,9 @@ impl Host for Dovecot {
         boxes.map(|found| found.of(user)).collect()
     }
 
-    async fn xids(&self, place: &Place, guids: &[Text]) -> Result<BTreeMap<Text, Text>, Error> {
-        #[derive(Deserialize)]
-        struct Answer {
-            xids: BTreeMap<Text, Text>,
-        }
+    async fn xids(&self, place: &Place, guids: &[Text]) -> Result<Named, Error> {
         let answer = self.xid(place, "xids", guids, SHORT).await?;
-        Ok(parse::<Answer>("xids", &answer)?.xids)
+        parse("xids", &answer)
     }
 
     async fn users(&self) -> Result<Vec<String>, Error> {

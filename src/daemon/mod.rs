@@ -25,7 +25,8 @@ use crate::cluster::Incarnation;
 pub use config::Config;
 pub use metrics::Metrics;
 
-/// What an XID query answers: an XID, or `None`, per GUID asked for; or why nobody knows.
+/// What an XID query answers: what was found (`uid:xid`, separated by commas), or `None`, per GUID
+/// asked for; or why nobody knows.
 pub type XidsAnswer = Result<Vec<Option<String>>, String>;
 
 /// Something that the plug-in, or another program on this node, tells or asks the daemon.
@@ -52,6 +53,8 @@ pub enum Event {
         name: String,
         /// The messages.
         guids: Vec<String>,
+        /// How sure the answer must be.
+        asking: Asking,
         /// `None` for a GUID: every node was asked, and none knows.
         reply: oneshot::Sender<XidsAnswer>,
     },
@@ -60,6 +63,18 @@ pub enum Event {
         /// In: which of the node's disks this is. `None`: cut off.
         reply: oneshot::Sender<Option<Incarnation>>,
     },
+}
+
+/// How sure the answer to an XID query must be. A message that nobody knows is always asked for on
+/// every node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asking {
+    /// `X`: what the tails say is enough.
+    Quickly,
+    /// `A`: every live node says what it has now, since the tails were no help.
+    Everybody,
+    /// `R`: the same; whoever asks has the messages without XIDs, and may have to name them.
+    Holding,
 }
 
 /// What changed in a mailbox.

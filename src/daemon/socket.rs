@@ -6,9 +6,14 @@
 //!
 //! ```text
 //! C user mailbox name kind       something changed (see Change); no reply
-//! X user mailbox name guid...    reply: X xid-or-"-"..., or E text
+//! X user mailbox name guid...    reply: X found-or-"-"..., or E text
+//! A, R                           the same, asked otherwise (see Asking)
 //! S                              reply: S in, or S cut
 //! ```
+//!
+//! What is found of a GUID is `uid:xid`, separated by commas: the UIDs at which nodes have the
+//! message, 0 where it has none just now, with its XID; copies that share a GUID have XIDs of
+//! their own.
 //!
 //! Each connection is a task with at most one message under way, so that a slow, silent or flooding
 //! peer has its own share and no other's. All that a peer can fill is the kernel's buffer.
@@ -273,6 +278,7 @@ async fn attend<O: Owners>(
             mailbox,
             name,
             guids,
+            asking,
         } => {
             let wanted = guids.len();
             let answer = ask(shared, |reply| Event::Xids {
@@ -280,6 +286,7 @@ async fn attend<O: Owners>(
                 mailbox,
                 name,
                 guids,
+                asking,
                 reply,
             });
             let answer: Result<XidsAnswer, String> = answer.await;

@@ -117,11 +117,12 @@ impl Daemon {
     }
 
     /// The daemon knows these messages, as if it had asked the other nodes; several of one GUID
-    /// with their XIDs in order.
+    /// with their UIDs and XIDs in order.
     pub fn knows(&self, messages: &[Message]) {
         let mut state = lock(&self.state);
         for message in messages {
-            let xid = message.xid.clone().expect("an XID");
+            let xid = message.xid.as_ref().expect("an XID");
+            let xid = format!("{}:{xid}", message.uid);
             state
                 .xids
                 .entry(message.guid.clone())
@@ -307,7 +308,8 @@ impl State {
             }
             ["S"] if self.cut => Some("S\tcut".to_owned()),
             ["S"] => Some(format!("S\tin\t{}", self.incarnation)),
-            ["X", _user, _mailbox, _name, guids @ ..] => self.xids(guids),
+            // However sure it is to be, it has nobody to ask.
+            ["X" | "A" | "R", _user, _mailbox, _name, guids @ ..] => self.xids(guids),
             other => panic!("the plug-in said {other:?}"),
         }
     }

@@ -166,6 +166,40 @@ fn messages_that_share_a_guid_have_each_its_own_xid_on_all_nodes() {
 }
 
 #[test]
+fn a_message_that_moved_elsewhere_keeps_its_xid_where_replication_copies_it() {
+    for format in Format::ALL {
+        // What the nodes published may be older than the move.
+        for told in [true, false] {
+            let pair = Pair::start(format);
+            for n in 1..=3 {
+                pair.servers[0].append("alice", "INBOX", &message(n));
+            }
+            pair.introduce("INBOX");
+            pair.sync_ok(&[]);
+            let before = pair.same("INBOX");
+            let hex = inbox_hex(&pair.servers[0]);
+            let xid = |command: &str, what: &str| {
+                let words = ["xid", command, "-u", "alice", &hex, "INBOX", what, "0"];
+                pair.servers[0].doveadm_ok(&words);
+            };
+            xid("raise", "10");
+            xid("drop", "1:3");
+            if told {
+                pair.introduce("INBOX");
+            }
+            pair.sync_ok(&["-f"]);
+            let after = pair.same("INBOX");
+            let uids: Vec<u32> = after.iter().map(|m| m.uid).collect();
+            assert_eq!(uids, [11, 12, 13], "{format:?}");
+            for (moved, message) in after.iter().zip(&before) {
+                assert_eq!(moved.xid, message.xid, "{format:?} {told}");
+                assert_eq!(moved.guid, message.guid, "{format:?} {told}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_lost_disk_never_gives_its_numbers_again() {
     for format in Format::ALL {
         let pair = Pair::start(format);
@@ -234,13 +268,18 @@ fn messages_without_xid_get_the_one_that_another_node_gave_them() {
     }
 }
 
+fn inbox_hex(server: &Dovecot) -> String {
+    let mailbox = server.doveadm_ok(&["mailbox", "status", "-u", "alice", "guid", "INBOX"]);
+    let (_, hex) = mailbox.trim().rsplit_once('=').expect("a GUID");
+    hex.to_owned()
+}
+
 #[test]
 fn who_answers_another_node_does_not_ask_it_back() {
     let server = server("foo", Format::Maildir).start();
     let daemon = Daemon::start(&server);
     server.append("alice", "INBOX", &message(1));
-    let mailbox = server.doveadm_ok(&["mailbox", "status", "-u", "alice", "guid", "INBOX"]);
-    let (_, hex) = mailbox.trim().rsplit_once('=').expect("a GUID");
+    let hex = inbox_hex(&server);
     let dropped = server.mail_dir("alice").join("new/1795480000.dropped.in");
     std::fs::write(&dropped, message(2)).expect("a file");
     let (uid, gid) = server.mail_owner();
@@ -251,13 +290,15 @@ fn who_answers_another_node_does_not_ask_it_back() {
         "xids",
         "-u",
         "alice",
-        hex,
+        &hex,
         "INBOX",
         "1795480000.dropped.in",
     ];
-    assert_eq!(server.doveadm_ok(&ask).trim(), "{\"xids\":{}}");
+    // It does not say that nobody has the message, either.
+    let unnamed = "{\"xids\":{},\"unnamed\":[\"1795480000.dropped.in\"]}";
+    assert_eq!(server.doveadm_ok(&ask).trim(), unnamed);
     assert!(daemon.asked().is_empty(), "{:?}", daemon.asked());
-    let look = ["xid", "look", "-u", "alice", hex, "INBOX", "0"];
+    let look = ["xid", "look", "-u", "alice", &hex, "INBOX", "0"];
     assert!(server.doveadm_ok(&look).contains("foo-2"));
     assert_eq!(daemon.asked(), ["1795480000.dropped.in"]);
     assert!(server.doveadm_ok(&ask).contains("foo-2"));

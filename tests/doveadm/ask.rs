@@ -29,8 +29,21 @@ fn xids_of_messages_are_told_by_guid() {
         let xids = answer["xids"].as_object().expect("xids");
         assert_eq!(xids.len(), 3, "{format:?}");
         for entry in &entries {
-            assert_eq!(xids[&entry.guid], entry.xid, "{format:?}");
+            let instance = format!("{}:{}", entry.uid, entry.xid);
+            assert_eq!(xids[&entry.guid], instance, "{format:?}");
         }
+
+        // What waits in the stage has its XID and no UID.
+        node.state("xid stage", "INBOX", &["3", "0"]);
+        node.state("xid drop", "INBOX", &["3", "0"]);
+        let answer = json(&mut node, "xid xids", &args);
+        let staged = &entries[2];
+        assert_eq!(
+            answer["xids"][&staged.guid],
+            format!("0:{}", staged.xid),
+            "{format:?}"
+        );
+        assert_eq!(answer["unnamed"].as_array().expect("a list").len(), 0);
 
         // What is gone is not here.
         let mut client = node.server.imap_in(USER, "INBOX");

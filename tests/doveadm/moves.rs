@@ -331,7 +331,7 @@ fn copies_of_one_message_have_an_xid_each() {
     assert!(
         reply
             .field
-            .contains(&format!("\"{},{}\"", one.xid, two.xid)),
+            .contains(&format!("\"1:{},2:{}\"", one.xid, two.xid)),
         "{reply:?}"
     );
 }

@@ -1,6 +1,6 @@
 //! The socket's messages as text. Fields are escaped as Dovecot's `str_tabescape` does.
 
-use super::super::{Change, XidsAnswer};
+use super::super::{Asking, Change, XidsAnswer};
 use super::MESSAGE_BYTES;
 use crate::cluster::Incarnation;
 
@@ -27,6 +27,7 @@ pub(super) enum Message {
         mailbox: [u8; 16],
         name: String,
         guids: Vec<String>,
+        asking: Asking,
     },
     /// Is this node in the cluster?
     Status,
@@ -54,7 +55,9 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Message> {
     let mut fields = text.split('\t');
     match fields.next()? {
         "C" => changed(fields),
-        "X" => xids_wanted(fields),
+        "X" => xids_wanted(fields, Asking::Quickly),
+        "A" => xids_wanted(fields, Asking::Everybody),
+        "R" => xids_wanted(fields, Asking::Holding),
         "S" => fields.next().is_none().then_some(Message::Status),
         _ => None,
     }
@@ -78,7 +81,7 @@ fn changed<'a>(mut fields: impl Iterator<Item = &'a str>) -> Option<Message> {
     })
 }
 
-fn xids_wanted<'a>(mut fields: impl Iterator<Item = &'a str>) -> Option<Message> {
+fn xids_wanted<'a>(mut fields: impl Iterator<Item = &'a str>, asking: Asking) -> Option<Message> {
     let (user, mailbox, name) = place(&mut fields)?;
     let mut guids = Vec::new();
     for field in fields {
@@ -93,6 +96,7 @@ fn xids_wanted<'a>(mut fields: impl Iterator<Item = &'a str>) -> Option<Message>
         mailbox,
         name,
         guids,
+        asking,
     })
 }
 
@@ -186,7 +190,7 @@ mod tests {
     const GUID: [u8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
     #[test]
-    fn the_three_messages_are_understood() {
+    fn the_messages_are_understood() {
         let (user, name) = ("jo\u{1}te@example.org", "Bär/x");
         let text = format!("C\t{user}\t{HEX}\t{name}\tf");
         let changed = Message::Changed {
@@ -196,14 +200,21 @@ mod tests {
             kind: Change::Flags,
         };
         assert_eq!(parse(text.as_bytes()), Some(changed));
-        let text = format!("X\tjoe\t{HEX}\tINBOX\tg1\tg2\n");
-        let xids = Message::Xids {
-            user: "joe".into(),
-            mailbox: GUID,
-            name: "INBOX".into(),
-            guids: vec!["g1".into(), "g2".into()],
-        };
-        assert_eq!(parse(text.as_bytes()), Some(xids));
+        for (letter, asking) in [
+            ("X", Asking::Quickly),
+            ("A", Asking::Everybody),
+            ("R", Asking::Holding),
+        ] {
+            let text = format!("{letter}\tjoe\t{HEX}\tINBOX\tg1\tg2\n");
+            let xids = Message::Xids {
+                user: "joe".into(),
+                mailbox: GUID,
+                name: "INBOX".into(),
+                guids: vec!["g1".into(), "g2".into()],
+                asking,
+            };
+            assert_eq!(parse(text.as_bytes()), Some(xids));
+        }
         assert_eq!(parse(b"S"), Some(Message::Status));
     }
 
@@ -237,8 +248,8 @@ mod tests {
 
     #[test]
     fn replies_have_one_field_per_message() {
-        let answer = Ok(vec![Some("a-1".into()), None]);
-        assert_eq!(xids(answer.clone(), 2), "X\ta-1\t-");
+        let answer = Ok(vec![Some("7:a-1".into()), None]);
+        assert_eq!(xids(answer.clone(), 2), "X\t7:a-1\t-");
         assert!(xids(answer, 3).starts_with("E\t"));
         assert_eq!(
             xids(Err("no\tquorum\n".into()), 2),
