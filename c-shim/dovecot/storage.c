@@ -668,6 +668,8 @@ static int xid_transaction_save_commit_pre(struct mail_save_context *ctx)
 	ARRAY_TYPE(xid_append) appends;
 	int ret;
 
+	if (!xbox->disabled)
+		xid_strays_clear(t);
 	ret = xbox->module_ctx.super.transaction_save_commit_pre(ctx);
 	if (ret == 0 && xid_interlock_recheck(t) < 0) {
 		/* the storage has let go of nothing yet */

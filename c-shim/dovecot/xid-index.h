@@ -113,6 +113,10 @@ int xid_numbers_skip(struct xid_mailbox *xbox,
 void xid_save_keeps_xid(struct mailbox_transaction_context *t,
 			const struct imap_xid *xid, const char *guid);
 
+/* strays.c: before a commit gives files their names: what a killed process left
+   under one of these is put aside. */
+void xid_strays_clear(struct mailbox_transaction_context *t);
+
 /*
  * moving.c
  */

@@ -12,6 +12,7 @@
      register.c  what the registry is told
      adopt.c     XIDs that come from elsewhere
      moving.c    what moves within a mailbox, in case of a crash
+     strays.c    files that a killed process left under a UID to come
      find.c      XID -> message, and what a client's state lacks
      guids.c     GUIDs of many messages, without a look at their files
      doveadm.c   doveadm xid ... (xid-doveadm.h)

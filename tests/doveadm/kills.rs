@@ -27,8 +27,7 @@ struct Killer {
     format: Format,
 }
 
-/// Stock sdbox and mdbox that were killed rebuild themselves now and then, and bring expunged
-/// messages back, or copies that were never committed.
+/// Stock mdbox that was killed rebuilds itself now and then, and brings expunged messages back.
 struct Rebuilt;
 
 impl Killer {
@@ -90,7 +89,7 @@ impl Killer {
         });
         remove_locks(&server.mail_dir(USER));
         self.node.doveadm = connect(server);
-        if self.format != Format::Maildir && server.log().contains("ebuilding index") {
+        if self.format == Format::Mdbox && server.log().contains("ebuilding index") {
             return Err(Rebuilt);
         }
         let guids = self.node.look("INBOX").staged;
@@ -188,4 +187,56 @@ fn moves_in_mdbox_that_are_killed_go_on() {
 #[test]
 fn moves_in_maildir_that_are_killed_go_on() {
     killed_in_the_middle(Format::Maildir);
+}
+
+/// sdbox gives its files their UIDs before the index hears of them. Stock, killed between the two,
+/// finds the names taken, and makes its index anew of all files that it finds, with copies that
+/// were never committed.
+#[test]
+fn copies_that_a_killed_sdbox_never_committed_are_no_messages() {
+    let mut killer = Killer::start(Format::Sdbox);
+    let mailbox = killer.node.guid("INBOX");
+    let folder = killer
+        .node
+        .server
+        .mail_dir(USER)
+        .join("mailboxes/INBOX/dbox-Mails");
+    let mut between = 0;
+    for floor in (100..=2000).step_by(100) {
+        let victim = killer.victim();
+        let args = [mailbox.as_str(), "INBOX", &floor.to_string(), "0"];
+        killer.node.doveadm.start(USER, "xid raise", &args);
+        let first = folder.join(format!("u.{}", floor + 1));
+        while !first.exists() {
+            std::hint::spin_loop();
+        }
+        kill9(victim);
+        let _ = killer.node.doveadm.finish();
+        until("the end of the killed process", || {
+            killer.node.server.pids("doveadm-server").is_empty()
+        });
+        killer.node.doveadm = connect(&killer.node.server);
+        let left = killer.node.look("INBOX");
+        between += usize::from(left.next == floor + 1);
+        let reply = killer.node.run("xid raise", &args);
+        assert_eq!(reply.failed, "", "{floor}");
+        let state = killer.node.look("INBOX");
+        let low = state
+            .uids()
+            .into_iter()
+            .filter(|uid| *uid > 2 && *uid <= floor);
+        let low: Vec<String> = low.map(|uid| uid.to_string()).collect();
+        let state = killer
+            .node
+            .state("xid drop", "INBOX", &[&low.join(","), "0"]);
+        let xids: BTreeSet<String> = state
+            .entries
+            .iter()
+            .map(|entry| entry.xid.clone())
+            .collect();
+        assert_eq!(xids, killer.xids);
+        assert_eq!(state.entries.len(), MESSAGES);
+    }
+    assert!(between > 0, "no kill came at the right time");
+    assert!(!killer.node.server.log().contains("ebuilding index"));
 }

@@ -410,11 +410,17 @@ impl Cluster {
 
     // --- faults -----------------------------------------------------------------------------
 
-    /// kill -9 of the processes in which a node's replication runs. Gives how many there were.
+    /// kill -9 of the processes in which a node's replication, and what its xidd does to mail, are
+    /// at work. Gives how many there were.
+    ///
+    /// Not of those that only begin: Dovecot's master then starts no other for up to a minute.
     pub fn kill_dsync(&self, node: usize) -> usize {
-        let pids = self.node(node).pids("doveadm-server");
+        let server = self.node(node);
+        let owner = server.mail_owner().0;
+        let mut pids = server.pids("doveadm-server");
+        pids.retain(|pid| acts_as(*pid) == Some(owner));
         pids.iter().for_each(|pid| kill9(*pid));
-        self.node(node).allow_log("killed with signal 9");
+        server.allow_log("killed with signal 9");
         pids.len()
     }
 
@@ -467,6 +473,21 @@ impl Cluster {
         }
     }
 
+    /// Copies all logs to the folder that `IMAP_XID_LAB_KEEP` names, if it does.
+    fn keep_logs(&self) {
+        let Some(folder) = std::env::var_os("IMAP_XID_LAB_KEEP") else {
+            return;
+        };
+        let folder = PathBuf::from(folder).join(format!("{}", std::process::id()));
+        let _ = std::fs::create_dir_all(&folder);
+        for node in self.net.all() {
+            let at = |what: &str| folder.join(format!("{}.{what}.log", name(node)));
+            let _ = std::fs::write(at("xidd"), self.xidd_log(node));
+            let _ = std::fs::write(at("dovecot"), self.node(node).log());
+        }
+        println!("--- all logs are kept in {}", folder.display());
+    }
+
     fn print_logs(&self) {
         for node in self.net.all() {
             let log = self.xidd_log(node);
@@ -481,6 +502,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        self.keep_logs();
         if std::thread::panicking() {
             self.print_logs();
         }
@@ -490,6 +512,13 @@ impl Drop for Cluster {
             self.node(node).pause(false);
         }
     }
+}
+
+/// The system user as whom a process acts: at work on mail it is the mail's owner.
+fn acts_as(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    uids.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// libfaketime, where Debian put it.
