@@ -32,7 +32,7 @@ XIDD := $(CURDIR)/target/release/xidd
 XIDD_DEBUG := $(CURDIR)/target/debug/xidd
 TEST_FEATURES := cli,cluster
 
-.PHONY: help deps build build-plugin build-plugin-debug build-tools install uninstall demo \
+.PHONY: help deps deps-soak build build-plugin build-plugin-debug build-tools install uninstall demo \
 	demo-shell demo-cluster test test-rust soak bench bench-cluster lint fuzz-smoke deb generate clean
 
 help: ## Show this list
@@ -40,6 +40,9 @@ help: ## Show this list
 
 deps: ## Install what apt must give (as root; does nothing when all is there)
 	packaging/dev/deps
+
+deps-soak:
+	packaging/dev/deps --soak
 
 build: build-plugin build-tools ## Build the plug-in and the tools, optimised
 
@@ -107,7 +110,7 @@ test: deps test-rust ## Run every test: units, properties, real Dovecot, faults,
 test-rust: build-plugin-debug
 	IMAP_XID_PLUGIN=$(PLUGIN_DEBUG) IMAP_XID_XIDCTL=$(XIDCTL_DEBUG) IMAP_XID_XIDD=$(XIDD_DEBUG) $(CARGO) test --locked -j$(JOBS) --features $(TEST_FEATURES)
 
-soak: deps deb ## The long tests: thousands of kills, long fuzzing, the package in a fresh Debian
+soak: deps-soak deb ## The long tests: thousands of kills, long fuzzing, Thunderbird, the package in a fresh Debian
 	IMAP_XID_SOAK=1 $(MAKE) test-rust
 	packaging/deb/test-in-chroot dist/dovecot-xid_*.deb
 	IMAP_XID_SOAK=1 IMAP_XID_PLUGIN=$(PLUGIN_DEBUG) IMAP_XID_XIDCTL=$(XIDCTL_DEBUG) IMAP_XID_XIDD=$(XIDD_DEBUG) timeout 3600 \
@@ -133,7 +136,7 @@ fuzz-smoke: ## A short run of every fuzz target
 deb: build ## Build dist/dovecot-xid_VERSION_ARCH.deb
 	packaging/deb/build dist
 
-generate: deps build ## Write anew what is generated: the C header, xidctl(1), docs/clients.md
+generate: deps-soak build ## Write anew what is generated: the C header, xidctl(1), docs/clients.md
 	IMAP_XID_BLESS=1 $(CARGO) test --locked -j$(JOBS) --test header
 	$(XIDCTL) man > packaging/man/xidctl.1
 	IMAP_XID_WRITE_DOCS=1 IMAP_XID_PLUGIN=$(PLUGIN) IMAP_XID_XIDCTL=$(XIDCTL) $(CARGO) test --locked -j$(JOBS) --features cli --test clients

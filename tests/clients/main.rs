@@ -1,7 +1,8 @@
 //! Real mail clients while UIDs wait, and without UIDs at all (spec parts 6 and 7).
 //!
 //! Each client downloads the five messages of its INBOX and, if it can, saves one into Sent. The
-//! table of what each did is docs/clients.md; `IMAP_XID_WRITE_DOCS=1` writes it anew.
+//! table of what each did is docs/clients.md; `IMAP_XID_WRITE_DOCS=1` writes it anew. Thunderbird,
+//! which needs Xvfb and 250 MB, takes part in that and with `IMAP_XID_SOAK`.
 
 #[path = "../harness/mod.rs"]
 mod harness;

@@ -37,81 +37,102 @@ pub struct Program {
     /// by its header when there was no APPENDUID, stumbles over the answer (a bug of its own),
     /// and finds everything in order on its next run.
     pub runs: u32,
+    /// Whether it is too large for every day: only `make soak` and `make generate` have it.
+    pub soak: bool,
 }
 
-/// Every client that runs without a screen.
+/// Every client.
 pub const ALL: &[Program] = &[
     Program {
         name: "mbsync",
         commands: mbsync,
         saves: true,
         runs: 2,
+        soak: false,
     },
     Program {
         name: "offlineimap3",
         commands: offlineimap,
         saves: true,
         runs: 1,
+        soak: false,
     },
     Program {
         name: "getmail6",
         commands: getmail,
         saves: false,
         runs: 1,
+        soak: false,
     },
     Program {
         name: "fetchmail",
         commands: fetchmail,
         saves: false,
         runs: 1,
+        soak: false,
     },
     Program {
         name: "mutt",
         commands: mutt,
         saves: true,
         runs: 1,
+        soak: false,
     },
     Program {
         name: "imapfilter",
         commands: imapfilter,
         saves: true,
         runs: 1,
+        soak: false,
     },
     Program {
         name: "curl",
         commands: curl,
         saves: true,
         runs: 1,
+        soak: false,
     },
     Program {
         name: "imapflow",
         commands: imapflow,
         saves: true,
         runs: 1,
+        soak: false,
     },
     Program {
         name: "IMAPClient",
         commands: imapclient,
         saves: true,
         runs: 1,
+        soak: false,
     },
     Program {
         name: "Mail::IMAPClient",
         commands: mail_imapclient,
         saves: true,
         runs: 1,
+        soak: false,
     },
     Program {
         name: "alpine",
         commands: alpine,
         saves: true,
         runs: 1,
+        soak: false,
     },
     Program {
         name: "Evolution (Camel)",
         commands: evolution,
         saves: true,
         runs: 1,
+        soak: false,
+    },
+    Program {
+        name: "Thunderbird",
+        commands: thunderbird,
+        saves: true,
+        runs: 1,
+        soak: true,
     },
 ];
 
@@ -347,4 +368,8 @@ fn evolution(job: &Job) -> io::Result<Vec<Command>> {
         )
         .env("GSETTINGS_BACKEND", "memory");
     Ok(vec![command])
+}
+
+fn thunderbird(job: &Job) -> io::Result<Vec<Command>> {
+    Ok(vec![job.script("python3", "thunderbird.py")])
 }

@@ -11,7 +11,7 @@ use super::scene::MESSAGES;
 pub enum Scene {
     /// Nothing: Dovecot without the plug-in.
     Stock,
-    /// No UID is stable until so many seconds after the client's start.
+    /// No UID is stable until so many seconds after the client's first login.
     Waits(u64),
     /// `xid_uids = no`.
     NoUids,
@@ -136,8 +136,9 @@ impl Table {
             "# Real clients\n\n\
              What mail clients did against a server with imap-xid: each downloads the five\n\
              messages of its INBOX and, if it can, saves one into Sent. \"UIDs wait\": no UID\n\
-             was stable until so long after the client's start. \"no UIDs\": `xid_uids = no`,\n\
-             the mode that exists to find out. This page is written by the test `clients`.\n\n",
+             was stable until so long after the client's first login. \"no UIDs\":\n\
+             `xid_uids = no`, the mode that exists to find out. This page is written by the\n\
+             test `clients`.\n\n",
         );
         let titles: Vec<String> = self.0.iter().map(|p| p.scene.title()).collect();
         text.push_str(&format!(

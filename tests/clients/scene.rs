@@ -16,6 +16,8 @@ use super::report::{Played, Result, Scene};
 pub const MESSAGES: usize = 5;
 /// The number of the message that the client saves.
 const SAVED: usize = 100;
+/// Pause between two looks for the client's login.
+const LOGIN_PAUSE: Duration = Duration::from_millis(100);
 /// Pause between the rounds of the assigner.
 const ASSIGN_PAUSE: Duration = Duration::from_millis(500);
 
@@ -26,7 +28,7 @@ pub fn play(scene: Scene) -> Played {
     let results = std::thread::scope(|scope| {
         let runs: Vec<_> = programs::ALL
             .iter()
-            .filter(|p| is_wanted(p.name))
+            .filter(|p| is_wanted(p))
             .map(|p| scope.spawn(|| (p.name, one(scene, &server, dir.path(), p))))
             .collect();
         runs.into_iter()
@@ -37,8 +39,12 @@ pub fn play(scene: Scene) -> Played {
 }
 
 /// IMAP_XID_CLIENT plays with one client alone.
-fn is_wanted(name: &str) -> bool {
-    std::env::var("IMAP_XID_CLIENT").map_or(true, |wanted| wanted == name)
+fn is_wanted(program: &Program) -> bool {
+    let soak = ["IMAP_XID_SOAK", "IMAP_XID_WRITE_DOCS"];
+    match std::env::var("IMAP_XID_CLIENT") {
+        Ok(wanted) => wanted == program.name,
+        Err(_) => !program.soak || soak.iter().any(|name| std::env::var_os(name).is_some()),
+    }
 }
 
 fn one(scene: Scene, server: &Dovecot, dir: &Path, program: &Program) -> Result {
@@ -52,11 +58,15 @@ fn one(scene: Scene, server: &Dovecot, dir: &Path, program: &Program) -> Result 
     let job = job(server, dir, &user);
     let start = Instant::now();
     let done = AtomicBool::new(false);
+    let logins = logins(server, &user);
     let (outputs, runs) = std::thread::scope(|scope| {
         if let Scene::Waits(seconds) = scene {
-            let due = start + Duration::from_secs(seconds);
             let (user, done) = (&user, &done);
-            scope.spawn(move || assign(server, user, due, done));
+            scope.spawn(move || {
+                if let Some(login) = next_login(server, user, logins, done) {
+                    assign(server, user, login + Duration::from_secs(seconds), done);
+                }
+            });
         }
         let outputs = run_all(program, &job);
         done.store(true, Ordering::Release);
@@ -128,6 +138,24 @@ fn run_once(program: &Program, job: &Job) -> Vec<Output> {
         }
     }
     outputs
+}
+
+/// How often the user has logged in.
+fn logins(server: &Dovecot, user: &str) -> usize {
+    let line = format!("Login: user=<{user}>");
+    server.log().matches(&line).count()
+}
+
+/// When the client comes to the server, which may be long after its start; None if it is done
+/// without having come.
+fn next_login(server: &Dovecot, user: &str, before: usize, done: &AtomicBool) -> Option<Instant> {
+    while !done.load(Ordering::Acquire) {
+        if logins(server, user) > before {
+            return Some(Instant::now());
+        }
+        std::thread::sleep(LOGIN_PAUSE);
+    }
+    None
 }
 
 /// Makes UIDs stable from `due` on, until the client is done.
