@@ -18,7 +18,7 @@ const PER_UID: Duration = Duration::from_millis(100);
 /// How often it looks when there is nothing to do.
 const IDLE: Duration = Duration::from_millis(1);
 /// Turns of a round.
-const SLICES: usize = 4;
+const SLICES: usize = 1;
 /// Messages of a turn.
 const MESSAGES: u32 = 5;
 

@@ -9,9 +9,9 @@ const USER: &str = "big";
 /// New messages to be found.
 const NEWS: u32 = 10;
 /// How often a short command is repeated within one round.
-const REPEATS: usize = 20;
+const REPEATS: usize = 5;
 /// Turns of a round that reads the whole mailbox.
-const SLICES: usize = 8;
+const SLICES: usize = 2;
 
 /// The mailboxes, each ten times the one before; COPY makes them, which in mdbox writes nothing but
 /// indexes.

@@ -8,7 +8,9 @@ use crate::report::Report;
 use crate::rounds::{Side, alternate};
 
 /// Turns of one round.
-const SLICES: usize = 20;
+const SLICES: usize = 5;
+/// The same, where eight clients save at once.
+const SLICES_AT_ONCE: usize = 2;
 /// Messages of one turn.
 const MESSAGES: usize = 10;
 /// Bytes of a message's body.
@@ -36,7 +38,7 @@ pub fn measure(report: &mut Report) {
         }
     };
     compare("append_1_session", SLICES, appends);
-    compare("append_8_sessions", SLICES / 4, at_once);
+    compare("append_8_sessions", SLICES_AT_ONCE, at_once);
     compare("lmtp", SLICES, |server| deliveries(server, "lmtp"));
     compare("lmtp_condstore", SLICES, |server| {
         let mut client = Client::login(server.imap_addr(), "condstore");

@@ -11,7 +11,7 @@ use crate::rounds::{Side, alternate, quantile};
 /// Messages that wait while others work.
 const PENDING: usize = 1000;
 /// Turns of one round.
-const SLICES: usize = 20;
+const SLICES: usize = 5;
 /// APPENDs of one turn.
 const APPENDS: usize = 5;
 /// UID FETCHes of one turn.

@@ -378,12 +378,14 @@ void xid_search_virtual_allocated(struct mailbox *box)
 	MODULE_CONTEXT_SET_SELF(box, xid_virtual_module, ctx);
 }
 
-static void search_mailbox_hook(struct xid_mailbox *xbox ATTR_UNUSED,
+static void search_mailbox_hook(struct xid_mailbox *xbox,
 				struct mailbox_vfuncs *v)
 {
 	v->search_init = xid_search_begin;
-	v->search_next_update_seq = xid_search_next_update_seq;
 	v->search_deinit = xid_search_end;
+	/* It runs for each message: only where it can find something. */
+	if (xbox->xuser->set.uid_source == XID_UID_SOURCE_CLUSTER)
+		v->search_next_update_seq = xid_search_next_update_seq;
 }
 
 /*
