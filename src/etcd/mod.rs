@@ -717,6 +717,14 @@ fn reason(error: &etcd_client::Error) -> String {
         }
         cause = error.source();
     }
+    // By TLS 1.3 a client hears that its certificate was refused only when it reads on, if at all.
+    let ended = ["fatal alert", "connection closed", "broken pipe", "reset"];
+    if ended.iter().any(|part| text.contains(part)) {
+        text.push_str(
+            " (over TLS: does etcd accept this node's certificate? It may have expired, be missing, \
+             or be of another authority than etcd's trusted-ca-file)",
+        );
+    }
     text
 }
 

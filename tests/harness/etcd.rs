@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::net::{self, Net};
+use super::tls::{Authority, Issued};
 use super::{kill9, signal, until};
 
 /// etcd's ports on a node of a lab, for clients and for its peers.
@@ -20,6 +21,8 @@ pub struct Etcd {
 struct Member {
     process: Option<Child>,
     args: Vec<String>,
+    /// Whether clients have to show a certificate: then what etcdctl needs for that.
+    tls: Option<[String; 6]>,
     client: SocketAddr,
     namespace: Option<String>,
     _data: tempfile::TempDir,
@@ -28,13 +31,53 @@ struct Member {
 impl Etcd {
     /// One member on loopback.
     pub fn start() -> Etcd {
+        let place = Etcd::free_place();
+        Etcd::of(vec![place], &[])
+    }
+
+    /// The same, which speaks TLS with this certificate, and only with whom this authority knows.
+    pub fn start_with_tls(server: &Issued, clients: &Authority, probe: &Issued) -> Etcd {
+        let path = |path: &std::path::Path| path.display().to_string();
+        let args = [
+            format!("--cert-file={}", path(&server.cert)),
+            format!("--key-file={}", path(&server.key)),
+            "--client-cert-auth".to_owned(),
+            format!("--trusted-ca-file={}", path(&clients.cert())),
+        ];
+        // Whatever is wrong with the server's certificate: etcdctl is to find it healthy.
+        let tls = [
+            "--insecure-skip-tls-verify".to_owned(),
+            "--insecure-transport=false".to_owned(),
+            "--cert".to_owned(),
+            path(&probe.cert),
+            "--key".to_owned(),
+            path(&probe.key),
+        ];
+        let (client, peer, _) = Etcd::free_place();
+        let all = format!("m0=http://{peer}");
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let mut member = Member::new(0, (client, peer, None), &all, &args);
+        for arg in &mut member.args {
+            if *arg == format!("http://{client}") {
+                *arg = format!("https://{client}");
+            }
+        }
+        member.tls = Some(tls);
+        member.start();
+        let etcd = Etcd {
+            members: vec![Mutex::new(member)],
+        };
+        etcd.wait_healthy(0);
+        etcd
+    }
+
+    fn free_place() -> (SocketAddr, SocketAddr, Option<String>) {
         let port = || {
             let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
             free.local_addr().expect("bound").port()
         };
-        let (client, peer) = (port(), port());
         let place = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        Etcd::of(vec![(place(client), place(peer), None)], &[])
+        (place(port()), place(port()), None)
     }
 
     /// A member on each of the first `members` nodes of a lab, with further arguments for each.
@@ -89,7 +132,15 @@ impl Etcd {
     /// Where clients connect, one a member.
     pub fn endpoints(&self) -> Vec<String> {
         (0..self.members.len())
-            .map(|member| format!("http://{}", self.member(member).client))
+            .map(|member| {
+                let member = self.member(member);
+                let scheme = if member.tls.is_some() {
+                    "https"
+                } else {
+                    "http"
+                };
+                format!("{scheme}://{}", member.client)
+            })
             .collect()
     }
 
@@ -146,6 +197,7 @@ impl Member {
                 .flat_map(|(k, v)| [k.to_owned(), v])
                 .chain(more.iter().map(|arg| (*arg).to_owned()))
                 .collect(),
+            tls: None,
             client,
             namespace,
             _data: data,
@@ -193,6 +245,7 @@ impl Member {
             .env("ETCDCTL_API", "3")
             .args(words)
             .args(["--endpoints", &self.client.to_string()])
+            .args(self.tls.iter().flatten())
             .stdin(Stdio::null());
         if let Some(name) = &self.namespace {
             let namespace = net::open(name).expect("the node's namespace");

@@ -81,7 +81,7 @@ mod pop3;
 pub mod reply;
 mod server;
 mod slow;
-mod tls;
+pub mod tls;
 mod wire;
 
 #[allow(unused_imports)]

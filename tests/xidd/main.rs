@@ -5,6 +5,7 @@ mod daemon;
 mod harness;
 mod operator;
 mod peer;
+mod tls;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

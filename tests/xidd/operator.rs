@@ -9,13 +9,13 @@ use imap_xid::etcd::{Mailbox, Settings, Store};
 use crate::daemon::{Daemon, Scene};
 use crate::harness::{cargo_binary, etcd::Etcd};
 
-fn xidctl(scene: &Scene, args: &[&str]) -> Output {
+pub fn xidctl(scene: &Scene, args: &[&str]) -> Output {
     let mut command = Command::new(cargo_binary("IMAP_XID_XIDCTL", "xidctl", "cli,cluster"));
     command.args(["cluster", "--xidd"]).arg(scene.config());
     command.args(args).output().expect("xidctl")
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
