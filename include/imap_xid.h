@@ -1392,6 +1392,22 @@ int32_t imap_xid_box_expunged(struct imap_xid_box *xbox,
                               size_t guid_len,
                               uint32_t *uid_out);
 
+/**
+ * Gives the XIDs that messages with this GUID had when they were expunged from the mailbox, at
+ * most `room` of them, the last one first. They have no UIDs (0). Remembered are the last 10,000
+ * expunged messages of a root whose uid_source is not local.
+ *
+ * Returns how many were stored, or an error.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox, `guid` points to `guid_len` octets, `out` to room for `room` entries.
+ */
+int32_t imap_xid_box_gone(struct imap_xid_box *xbox,
+                          const char *guid,
+                          size_t guid_len,
+                          struct imap_xid_pending *out,
+                          size_t room);
+
 #ifdef __cplusplus
 }  // extern "C"
 #endif  // __cplusplus

@@ -77,8 +77,8 @@ xid_ask_staged(struct xid_doveadm *cmd, struct xid_ask_stage *stage,
 }
 
 /* Several where messages share the GUID, in the order of their UIDs. What moves
-   to the stage or back while we look is found in one of the two: it is copied
-   first, and the mailbox is looked at as it was when we began. */
+   to the stage while we look is in the mailbox as it was when we began; what
+   moves back is known to the registry by now. */
 static int
 xid_ask_xid(struct xid_doveadm *cmd, struct xid_ask_stage *stage,
 	    const char *guid, string_t *json)
@@ -89,6 +89,13 @@ xid_ask_xid(struct xid_doveadm *cmd, struct xid_ask_stage *stage,
 	    (str_len(found) == 0 &&
 	     xid_ask_staged(cmd, stage, guid, found) < 0))
 		return -1;
+	/* who asks may have begun to take it in before it was expunged */
+	if (str_len(found) == 0 &&
+	    xid_mailbox_gone_guid(cmd->box, guid, found) < 0) {
+		return xid_doveadm_fail(cmd, MAIL_ERROR_TEMP,
+			"%s: the registry cannot be asked, as was logged",
+			mailbox_get_vname(cmd->box));
+	}
 	if (str_len(found) == 0)
 		return 0;
 	xid_ask_separate(json);

@@ -293,6 +293,45 @@ int xid_mailbox_find_guid(struct mailbox *box, const char *guid,
 	return ret == 0 ? 0 : -1;
 }
 
+static void
+xid_gone_append(const struct imap_xid_pending *row, string_t *dest)
+{
+	if (str_len(dest) > 0)
+		str_append_c(dest, ',');
+	str_printfa(dest, "0:%s-%"PRIu64, row->ns, row->number);
+}
+
+int xid_mailbox_gone_guid(struct mailbox *box, const char *guid,
+			  string_t *dest)
+{
+	struct xid_mailbox *xbox = xid_mailbox_get(box);
+	struct imap_xid_pending rows[XID_GUID_ROWS];
+	size_t len;
+	int32_t i, count;
+	uint32_t seq;
+
+	if (xbox == NULL || xbox->core == NULL)
+		return -1;
+	guid = xid_guid_registered(xbox, guid);
+	len = strlen(guid);
+	/* not in our view any more, or not yet */
+	count = imap_xid_box_by_guid(xbox->core, guid, len, rows,
+				     N_ELEMENTS(rows));
+	for (i = 0; i < count; i++) {
+		if (!mail_index_lookup_seq(box->view, rows[i].uid, &seq))
+			xid_gone_append(&rows[i], dest);
+	}
+	if (count >= 0) {
+		count = imap_xid_box_gone(xbox->core, guid, len, rows,
+					  N_ELEMENTS(rows));
+	}
+	for (i = 0; i < count; i++)
+		xid_gone_append(&rows[i], dest);
+	if (count < 0)
+		xid_mailbox_log_error(xbox, "registry cannot be used");
+	return count < 0 ? -1 : 0;
+}
+
 /*
  * News
  */

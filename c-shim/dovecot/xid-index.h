@@ -181,6 +181,11 @@ ARRAY_DEFINE_TYPE(xid_found_mail, struct xid_found_mail);
 int xid_mailbox_find_guid(struct mailbox *box, const char *guid,
 			  ARRAY_TYPE(xid_found_mail) *found_r);
 
+/* find.c: append "0:XID" of those that had this GUID and are gone, as far as that
+   is remembered. After xid_mailbox_find_guid(); returns as that. */
+int xid_mailbox_gone_guid(struct mailbox *box, const char *guid,
+			  string_t *dest);
+
 /* A message's GUID as the registry has it. Allocated from the data stack. */
 const char *xid_guid_registered(struct xid_mailbox *xbox, const char *guid);
 

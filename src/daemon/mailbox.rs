@@ -745,10 +745,17 @@ impl<S: Site> Task<S> {
         self.flags_since = None;
         for peer in std::mem::take(&mut self.flags) {
             // One that is away gets all when it is back.
-            if view.etcd.alive.contains_key(&peer) {
+            let Some(incarnation) = view.etcd.alive.get(&peer) else {
+                self.shared.owe(peer, &self.place.mailbox.user);
+                continue;
+            };
+            let stable = holding(&view.etcd, session);
+            if stable.is_some_and(|stable| stable.held_by(peer, *incarnation)) {
                 self.start(session, peer, false, false, true);
             } else {
-                self.shared.owe(peer, &self.place.mailbox.user);
+                // One that has to join could bring back what was expunged.
+                self.flags.insert(peer);
+                self.flags_since = Some(Instant::now());
             }
         }
         Pace::After(LOOK_AGAIN)

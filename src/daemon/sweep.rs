@@ -14,9 +14,10 @@ use super::carrier::{Carrier, Job, What};
 use super::engine::{Error, Shared};
 use super::host::Host;
 use super::mailbox::Inbox;
-use super::member::write_durably;
+use super::member::{Session, write_durably};
 use super::site::Site;
 use crate::cluster::Node;
+use crate::etcd;
 
 /// Syncs of whole users that run at a time.
 const AT_A_TIME: usize = 2;
@@ -59,6 +60,15 @@ struct Due {
     failures: u32,
 }
 
+/// How a sync ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    Done,
+    Failed,
+    /// One of the nodes has to join a mailbox first.
+    TooEarly,
+}
+
 type Whom = (String, Node);
 
 /// Carries out orders.
@@ -68,7 +78,7 @@ pub struct Sweeper<S: Site> {
     users: Users,
     due: BTreeMap<Whom, Due>,
     running: BTreeSet<Whom>,
-    syncs: JoinSet<(Whom, Due, bool)>,
+    syncs: JoinSet<(Whom, Due, Ended)>,
 }
 
 impl<S: Site> Sweeper<S> {
@@ -117,8 +127,8 @@ impl<S: Site> Sweeper<S> {
                     }
                 }
                 Some(ended) = self.syncs.join_next() => {
-                    if let Ok((whom, due, done)) = ended {
-                        self.ended(whom, due, done);
+                    if let Ok((whom, due, how)) = ended {
+                        self.ended(whom, due, how);
                     }
                 }
                 () = tokio::time::sleep_until(next) => {}
@@ -196,41 +206,90 @@ impl<S: Site> Sweeper<S> {
             self.shared.owe(whom.1, &whom.0);
             return;
         }
-        let job = Job {
-            what: match due.extent {
-                Extent::Tree => What::Tree(whom.0.clone()),
-                Extent::All => What::User(whom.0.clone()),
-            },
-            peer: session.name(whom.1),
-            lead: session.me.node < whom.1,
-            force: false,
-        };
         self.running.insert(whom.clone());
         let shared = self.shared.clone();
         self.syncs.spawn(async move {
-            shared.metrics.syncs.inc();
-            let result = shared.site.carrier().sync(&job).await;
-            if let Err(error) = &result {
-                shared.metrics.sync_failures.inc();
-                tracing::info!(user = whom.0, peer = job.peer, %error, "sync of all mailboxes failed");
-            }
-            (whom, due, result.is_ok())
+            let how = sync(&shared, &session, &whom, due.extent).await;
+            (whom, due, how)
         });
     }
 
-    fn ended(&mut self, whom: Whom, due: Due, done: bool) {
+    fn ended(&mut self, whom: Whom, due: Due, how: Ended) {
         self.running.remove(&whom);
-        if done {
-            return;
-        }
-        let pause = (PAUSES.0 * (1 << due.failures.min(6))).min(PAUSES.1);
+        let failures = match how {
+            Ended::Done => return,
+            Ended::Failed => due.failures + 1,
+            Ended::TooEarly => 0,
+        };
+        let pause = PAUSES.0 * (1 << failures.saturating_sub(1).min(6));
         let again = Due {
-            at: Instant::now() + pause,
-            failures: due.failures + 1,
+            at: Instant::now() + pause.min(PAUSES.1),
+            failures,
             ..due
         };
         self.due.entry(whom).or_insert(again);
     }
+}
+
+/// Syncs a user with a peer. While one of the two has to join a mailbox only the tree can be synced:
+/// what a node that was away has there may have been expunged elsewhere, or moved, which
+/// replication by itself does not always find out. It would bring such a message back, under
+/// another UID, or carry an expunge of what is staged. Joining sees to that.
+async fn sync<S: Site>(
+    shared: &Shared<S>,
+    session: &Session,
+    (user, peer): &Whom,
+    extent: Extent,
+) -> Ended {
+    let all = extent == Extent::All;
+    let held = match all {
+        true => held(session, user, *peer).await,
+        false => Ok(true),
+    };
+    let held = match held {
+        Ok(held) => held,
+        Err(error) => {
+            tracing::info!(user, %error, "which mailboxes can be synced is not known");
+            return Ended::Failed;
+        }
+    };
+    let job = Job {
+        what: match all && held {
+            true => What::User(user.clone()),
+            false => What::Tree(user.clone()),
+        },
+        peer: session.name(*peer),
+        lead: session.me.node < *peer,
+        force: false,
+    };
+    shared.metrics.syncs.inc();
+    match shared.site.carrier().sync(&job).await {
+        Ok(()) if held => Ended::Done,
+        Ok(()) => Ended::TooEarly,
+        Err(error) => {
+            shared.metrics.sync_failures.inc();
+            tracing::info!(user, peer = job.peer, %error, "sync of all mailboxes failed");
+            Ended::Failed
+        }
+    }
+}
+
+/// Whether this node and the peer hold every mailbox of the user that has a record.
+async fn held(session: &Session, user: &str, peer: Node) -> Result<bool, etcd::Error> {
+    let Some(incarnation) = session.members.alive.get(&peer).copied() else {
+        return Ok(false);
+    };
+    let (mut store, me) = (session.store.clone(), &session.me);
+    let mut held = true;
+    let check = |_, records: etcd::Records| {
+        if let Some(stable) = records.stable {
+            held &= stable.value.held_by(me.node, me.incarnation)
+                && stable.value.held_by(peer, incarnation);
+        }
+        Ok::<(), etcd::Error>(())
+    };
+    store.each_mailbox(Some(user), check).await?;
+    Ok(held)
 }
 
 /// Looks at every mailbox that may need it, a few at a time, and gives the users found.

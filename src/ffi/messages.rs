@@ -110,6 +110,32 @@ pub unsafe extern "C" fn imap_xid_box_expunged(
     })
 }
 
+/// Gives the XIDs that messages with this GUID had when they were expunged from the mailbox, at
+/// most `room` of them, the last one first. They have no UIDs (0). Remembered are the last 10,000
+/// expunged messages of a root whose uid_source is not local.
+///
+/// Returns how many were stored, or an error.
+///
+/// # Safety
+/// `xbox` is a mailbox, `guid` points to `guid_len` octets, `out` to room for `room` entries.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn imap_xid_box_gone(
+    xbox: *mut imap_xid_box,
+    guid: *const c_char,
+    guid_len: usize,
+    out: *mut imap_xid_pending,
+    room: usize,
+) -> i32 {
+    status(|| {
+        // SAFETY: the caller's promise.
+        let (xbox, guid) = unsafe { (given(xbox, "xbox")?, octets(guid, guid_len)?) };
+        let limit = u32::try_from(room).unwrap_or(u32::MAX);
+        let rows = xbox.root.registry.gone(&xbox.mailbox, guid, limit)?;
+        // SAFETY: the caller's promise.
+        unsafe { put_all(rows.iter().map(row_for_c), out, room) }
+    })
+}
+
 fn row_for_c(row: &Exported) -> imap_xid_pending {
     imap_xid_pending {
         uid: row.uid,

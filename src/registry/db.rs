@@ -23,10 +23,15 @@ use crate::log::{self, Level};
 const APPLICATION_ID: i32 = 0x7869_6472;
 
 /// The schema that this release makes and knows.
-const SCHEMA_VERSION: i32 = 2;
+const SCHEMA_VERSION: i32 = 3;
 
-/// What version 2 added to version 1.
-const ADDED_IN_2: [&str; 2] = ["expunged", "expunged_guid"];
+/// What versions added to the ones before them.
+const ADDED: [(i32, &str); 4] = [
+    (2, "expunged"),
+    (2, "expunged_guid"),
+    (3, "gone"),
+    (3, "gone_guid"),
+];
 
 /// How long a statement waits for another process's transaction. Ours are cut into pieces that
 /// take a fraction of it ([`super::rows::CHUNK`]).
@@ -49,8 +54,9 @@ const STATEMENTS_KEPT: usize = 24;
 ///
 /// `messages` is keyed by what XHXID asks for: the numbers of one namespace in one mailbox, in
 /// order. `meta` has one row. `covered` is the UID up to which the registry is known to hold all
-/// messages. `expunged` has what messages were at which UIDs (see `expunged.rs`).
-pub(super) const SCHEMA: [(&str, &str); 10] = [
+/// messages. `expunged` has what messages were at which UIDs, `gone` which XIDs they had (see
+/// `expunged.rs`).
+pub(super) const SCHEMA: [(&str, &str); 12] = [
     (
         "boxes",
         "CREATE TABLE boxes(id INTEGER PRIMARY KEY, guid BLOB NOT NULL UNIQUE, name TEXT NOT NULL, uidvalidity INTEGER NOT NULL, covered INTEGER NOT NULL)",
@@ -63,6 +69,14 @@ pub(super) const SCHEMA: [(&str, &str); 10] = [
     (
         "expunged_guid",
         "CREATE UNIQUE INDEX expunged_guid ON expunged(box, guid)",
+    ),
+    (
+        "gone",
+        "CREATE TABLE gone(id INTEGER PRIMARY KEY, box INTEGER NOT NULL, guid BLOB NOT NULL, ns INTEGER NOT NULL, number INTEGER NOT NULL)",
+    ),
+    (
+        "gone_guid",
+        "CREATE UNIQUE INDEX gone_guid ON gone(box, guid, ns, number)",
     ),
     (
         "messages",
@@ -89,6 +103,12 @@ pub(super) const SCHEMA: [(&str, &str); 10] = [
         "CREATE TABLE watermarks(guid BLOB PRIMARY KEY, uidvalidity INTEGER NOT NULL, uid INTEGER NOT NULL) WITHOUT ROWID",
     ),
 ];
+
+/// Whether a later version than this one added an object.
+fn added_after(version: i32, name: &str) -> bool {
+    let later = |(added, object): &(i32, &str)| *added > version && *object == name;
+    ADDED.iter().any(later)
+}
 
 /// An open registry.
 pub(super) struct Db {
@@ -198,7 +218,7 @@ impl Db {
             return Err(self.broken("its tables are not those of a registry"));
         }
         if version < SCHEMA_VERSION {
-            self.update()?;
+            self.update(version)?;
         }
         if self.reserved_row()?.is_none() {
             return Err(self.broken("the row with the reserved numbers is missing"));
@@ -210,17 +230,17 @@ impl Db {
     fn is_ours(&self, objects: &[(String, String)], version: i32) -> bool {
         let known = SCHEMA
             .iter()
-            .filter(|(name, _)| version > 1 || !ADDED_IN_2.contains(name));
+            .filter(|(name, _)| !added_after(version, name));
         let found = objects.iter().map(|(name, sql)| (&**name, &**sql));
         version >= 1 && found.eq(known.copied())
     }
 
-    /// Brings the schema of version 1 to this one.
-    fn update(&self) -> Result<(), Error> {
+    /// Brings the schema of an earlier version to this one.
+    fn update(&self, version: i32) -> Result<(), Error> {
         let sql = |e| Error::sql(&self.path, e);
         self.transaction(|| {
             for (name, statement) in SCHEMA {
-                if ADDED_IN_2.contains(&name) {
+                if added_after(version, name) {
                     self.conn.execute(statement, []).map_err(sql)?;
                 }
             }

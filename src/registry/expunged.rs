@@ -5,13 +5,20 @@
 //! or below a mailbox's watermark, and only the last [`REMEMBERED`] of a mail root. A
 //! message that was expunged before those may come back from a node that was away since before
 //! then. Like the rows themselves this survives a crash, and a power loss may undo the last of it.
+//!
+//! Another node may also have begun to take a message in just before it was expunged here, and ask for
+//! its XID just after. So the XIDs of the last [`GONE`] are remembered as well, stable or not.
 
+use super::Exported;
 use super::db::Db;
 use super::error::Error;
 use super::journal::BoxGuid;
 
 /// Expunged messages that are remembered in each mail root: about 8 MB.
 pub(super) const REMEMBERED: i64 = 50_000;
+
+/// Expunged messages whose XIDs are remembered in each mail root.
+pub(super) const GONE: i64 = 10_000;
 
 /// Copies a message's row. One that moved to another UID has no row at the old one. What lies
 /// above the watermark was not stable: it may have moved, and its new copy not have come yet.
@@ -20,22 +27,54 @@ const REMEMBER: &str = "INSERT INTO expunged(box, guid, uid) \
     AND EXISTS (SELECT 1 FROM watermarks WHERE guid = ?3 AND uid >= ?2) \
     ON CONFLICT(box, guid) DO UPDATE SET uid = min(uid, excluded.uid)";
 
+const REMEMBER_XID: &str = "INSERT INTO gone(box, guid, ns, number) \
+    SELECT box, guid, ns, number FROM messages WHERE box = ?1 AND uid = ?2 AND length(guid) > 0 \
+    AND EXISTS (SELECT 1 FROM watermarks WHERE guid = ?3) \
+    ON CONFLICT(box, guid, ns, number) DO NOTHING";
+
+const FORGET_OLD_XIDS: &str = "DELETE FROM gone WHERE id <= (SELECT max(id) FROM gone) - ?1";
+
+const XIDS: &str = "SELECT n.name, g.number, g.guid FROM boxes b, gone g, namespaces n \
+    WHERE b.guid = ?1 AND g.box = b.id AND g.guid = ?2 AND n.id = g.ns ORDER BY g.id DESC LIMIT ?3";
+
 const FORGET_OLD: &str = "DELETE FROM expunged WHERE id <= (SELECT max(id) FROM expunged) - ?1";
 
 /// Remembers the message that has this UID, as the registry knows it; true when there was one.
 pub(super) fn remember(db: &Db, id: i64, mailbox: &BoxGuid, uid: u32) -> Result<bool, Error> {
-    Ok(db.run(REMEMBER, (id, uid, mailbox.as_slice()))? > 0)
+    let stable = db.run(REMEMBER, (id, uid, mailbox.as_slice()))?;
+    let gone = db.run(REMEMBER_XID, (id, uid, mailbox.as_slice()))?;
+    Ok(stable + gone > 0)
 }
 
 /// Keeps the newest only.
 pub(super) fn forget_old(db: &Db) -> Result<(), Error> {
-    db.run(FORGET_OLD, [REMEMBERED]).map(drop)
+    db.run(FORGET_OLD, [REMEMBERED])?;
+    db.run(FORGET_OLD_XIDS, [GONE]).map(drop)
 }
 
 /// Forgets those of a mailbox that is gone, or whose UIDs are others now.
 pub(super) fn forget_box(db: &Db, id: i64) -> Result<(), Error> {
-    db.run("DELETE FROM expunged WHERE box = ?1", [id])
-        .map(drop)
+    db.run("DELETE FROM expunged WHERE box = ?1", [id])?;
+    db.run("DELETE FROM gone WHERE box = ?1", [id]).map(drop)
+}
+
+/// The XIDs that messages with this GUID had when they were expunged, the last one first. They have
+/// no UIDs.
+pub(super) fn xids(
+    db: &Db,
+    mailbox: &BoxGuid,
+    guid: &[u8],
+    limit: u32,
+) -> Result<Vec<Exported>, Error> {
+    db.all(XIDS, (mailbox.as_slice(), guid, limit), |row| {
+        let number: i64 = row.get(1)?;
+        Ok(Exported {
+            uid: 0,
+            namespace: row.get::<_, Option<String>>(0)?.unwrap_or_default(),
+            number: number.unsigned_abs(),
+            guid: row.get(2)?,
+        })
+    })
 }
 
 /// The lowest UID at which a message with this GUID was expunged.

@@ -457,6 +457,16 @@ impl Registry {
         })
     }
 
+    /// The XIDs that expunged messages with this GUID had, up to `limit`, the last one first; they
+    /// have no UIDs. Remembered as [`Registry::expunged`] is, but for fewer messages, and also for
+    /// those above the watermark.
+    pub fn gone(&self, mailbox: &Mailbox, guid: &[u8], limit: u32) -> Result<Vec<Exported>, Error> {
+        self.ask_about(mailbox, |db| {
+            self.ingest(db)?;
+            expunged::xids(db, &mailbox.guid, guid, limit)
+        })
+    }
+
     /// Begins to find XIDs again for messages that have none. `None` when the registry knows
     /// nothing that could apply.
     pub fn recovery(self: &Arc<Self>, mailbox: &Mailbox) -> Result<Option<Recovery>, Error> {

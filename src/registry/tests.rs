@@ -422,15 +422,15 @@ fn a_newer_schema_is_refused_and_left_alone() {
     home.restart();
     sqlite(
         &home.file("xid.registry"),
-        "PRAGMA user_version = 3; ALTER TABLE meta ADD more",
+        "PRAGMA user_version = 4; ALTER TABLE meta ADD more",
     );
     let error = home.registry.reserve(1, 1).unwrap_err();
     assert!(
         matches!(
             error,
             Error::Newer {
-                found: 3,
-                known: 2,
+                found: 4,
+                known: 3,
                 ..
             }
         ),
@@ -1282,10 +1282,22 @@ fn expunged_messages_are_remembered_where_there_are_watermarks() {
     registry.forget(&inbox, &[5]).unwrap();
     assert_eq!(registry.expunged(&inbox, b"d").unwrap(), None);
 
+    // Which XIDs they had is remembered of both.
+    let gone = |guid: &[u8]| {
+        let xids = registry.gone(&inbox, guid, 9).unwrap();
+        let names = xids.iter().map(|x| format!("{}-{}", x.namespace, x.number));
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(gone(b"b"), ["foo-2"]);
+    assert_eq!(gone(b"d"), ["foo-5"]);
+    assert!(gone(b"c").is_empty(), "it moved");
+    assert!(gone(b"a").is_empty(), "there was no watermark");
+
     // Under another UIDVALIDITY the UIDs mean nothing.
     let anew = Mailbox::new(INBOX, "INBOX", 1001);
     registry.registered(&anew, 1).unwrap();
     assert_eq!(registry.expunged(&anew, b"b").unwrap(), None);
+    assert!(registry.gone(&anew, b"b", 9).unwrap().is_empty());
 }
 
 #[test]
@@ -1312,7 +1324,16 @@ fn only_the_last_expunged_messages_are_remembered() {
 }
 
 #[test]
-fn a_registry_of_the_first_schema_is_brought_up_to_date() {
+fn registries_of_earlier_schemas_are_brought_up_to_date() {
+    for earlier in [
+        "DROP TABLE expunged; DROP TABLE gone; PRAGMA user_version = 1",
+        "DROP TABLE gone; PRAGMA user_version = 2",
+    ] {
+        brought_up_to_date(earlier);
+    }
+}
+
+fn brought_up_to_date(earlier: &str) {
     let mut home = Home::new();
     let inbox = inbox();
     home.registry
@@ -1320,13 +1341,11 @@ fn a_registry_of_the_first_schema_is_brought_up_to_date() {
         .unwrap();
     home.registry.registered(&inbox, 2).unwrap();
     home.restart();
-    sqlite(
-        &home.file("xid.registry"),
-        "DROP TABLE expunged; PRAGMA user_version = 1",
-    );
+    sqlite(&home.file("xid.registry"), earlier);
     assert_eq!(rows(&home.registry, &INBOX), [row(1, "foo-1", "a")]);
     home.registry.begin_watermark(&INBOX, 1000, 1).unwrap();
     home.registry.forget(&inbox, &[1]).unwrap();
     assert_eq!(home.registry.expunged(&inbox, b"a").unwrap(), Some(1));
+    assert_eq!(home.registry.gone(&inbox, b"a", 9).unwrap().len(), 1);
     assert!(home.aside().is_empty());
 }

@@ -128,6 +128,8 @@ fn play(seed: u64, long: Duration) {
         .start();
     // Whatever was killed says so; a commit is refused while nobody can say which XID it has.
     cluster.allow_log("xid: ");
+    // ... and where a Dovecot is down replication cannot reach it.
+    cluster.allow_log("Fatal: connect(");
     let stop = AtomicBool::new(false);
     let observers: Vec<_> = (0..=nodes)
         .map(|index| {
