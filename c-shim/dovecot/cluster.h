@@ -7,6 +7,7 @@
      tree.c       the mailbox tree changes; an INBOX that is the same mailbox
                   on every node
      interlock.c  what must not change, and how far UIDs may go
+     broken.c     replication that broke off
      import.c     messages that come from other nodes keep their XIDs
 
    Nothing here does anything for other users. The daemon's socket lies in
@@ -111,6 +112,17 @@ int xid_interlock_recheck(struct mailbox_transaction_context *t);
 /* What was promised in the table before this call, nobody changes after it:
    commits that did not see it yet are over. -1 = the storage error is set. */
 int xid_interlock_barrier(struct mailbox *box);
+
+/*
+ * broken.c
+ */
+
+/* When replication begins to save: from now on errors of the sync are noticed. */
+void xid_broken_watch(void);
+/* Before it commits: -1 = the sync broke off since then (the storage error is
+   set). */
+int xid_broken_check(struct mailbox_transaction_context *t);
+void xid_broken_deinit(void);
 
 /*
  * import.c

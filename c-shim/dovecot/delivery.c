@@ -302,6 +302,9 @@ xid_wait_transaction_begin(struct mailbox *box,
 	if ((flags & MAILBOX_TRANSACTION_FLAG_EXTERNAL) != 0 &&
 	    !wbox->xbox->disabled)
 		(void)xid_wait_attach(wbox);
+	if (box->storage->user->dsyncing &&
+	    (flags & MAILBOX_TRANSACTION_FLAG_EXTERNAL) != 0)
+		xid_broken_watch();
 	return wbox->prev.transaction_begin(box, flags, reason);
 }
 
@@ -337,6 +340,10 @@ xid_wait_transaction_commit(struct mailbox_transaction_context *t,
 
 	if (copied_unstable)
 		wbox->copied_unstable = NULL;
+	if (xid_broken_check(t) < 0) {
+		xid_commit_refuse(t);
+		return -1;
+	}
 	if (save_count > 0) {
 		refusal = xid_delivery_must_wait(wbox);
 		if (refusal != NULL)

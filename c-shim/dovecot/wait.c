@@ -706,6 +706,7 @@ void xid_wait_init(void)
 
 void xid_wait_deinit(void)
 {
+	xid_broken_deinit();
 	if (xid_wait_imap)
 		xid_wait_imap_deinit();
 	while (xid_wait_roots != NULL) {

@@ -27,7 +27,6 @@ fn written_while(what: &str, nodes: usize, fault: impl Fn(&Cluster, usize) + Syn
 }
 
 #[test]
-#[ignore = "for make soak: not seen to end within 180 s, and so never judged"]
 fn replication_killed_again_and_again_changes_no_uid() {
     written_while("dsync killed", 2, |cluster, round| {
         cluster.kill_dsync(1 + round % 2);

@@ -13,8 +13,13 @@ use crate::pair::{Pair, messages, named};
 
 /// alice's INBOX in the table, as the daemon's side uses it.
 pub fn slot(server: &Dovecot) -> Mailbox {
+    slot_of(server, "INBOX")
+}
+
+/// Another mailbox of hers.
+pub fn slot_of(server: &Dovecot, mailbox: &str) -> Mailbox {
     let table = std::sync::Arc::new(Table::open(&server.mail_dir("alice")).expect("a table").0);
-    let found = table.find(&guid(server, "alice", "INBOX"));
+    let found = table.find(&guid(server, "alice", mailbox));
     found.expect("a table").expect("it was opened")
 }
 

@@ -7,6 +7,7 @@ mod harness;
 #[path = "../wire/assign.rs"]
 mod assign;
 
+mod broken;
 mod daemon;
 mod events;
 mod interlock;

@@ -6,7 +6,7 @@ use crate::events::clustered;
 use crate::harness::*;
 
 /// doveadm's port; every server has an address of its own.
-const DOVEADM: u16 = 4155;
+pub const DOVEADM: u16 = 4155;
 
 /// The servers end first: the other end of a sync may still be asking its daemon.
 pub struct Pair {
