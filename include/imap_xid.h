@@ -844,6 +844,15 @@ int32_t imap_xid_recovery_take_at(struct imap_xid_recovery *recovery,
 void imap_xid_recovery_free(struct imap_xid_recovery *recovery);
 
 /**
+ * Whether the table has the mailbox's watermark, so that imap_xid_box_attach() takes none from
+ * `last_uid`. Loads only. Returns 1 or 0, or an error; 0 where the root's uid_source is local.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox.
+ */
+int32_t imap_xid_box_has_place(const struct imap_xid_box *xbox);
+
+/**
  * Gives the mailbox its place in the table. Needed before any other call on its watermark; again
  * whenever the mailbox was opened anew. `last_uid` is the highest UID that was ever given in the
  * mailbox (its UIDNEXT - 1), also by others: a mailbox without a watermark starts there, with all

@@ -161,12 +161,17 @@ imap_xid_box *xid_wait_attached(const struct xid_wait_mailbox *wbox)
 		xbox->core : NULL;
 }
 
-/* What the mailbox holds at this moment, not what our view saw once. */
-static uint32_t xid_wait_held_uid(struct mailbox *box)
+/* What the mailbox holds at this moment, not what our view saw once: where the
+   table does not know the mailbox, all of it is stable. Otherwise the index as
+   it was read last will do, which is as of now when the mailbox was just
+   opened, as for each APPEND. */
+static uint32_t xid_wait_held_uid(struct mailbox *box, imap_xid_box *core)
 {
 	struct mail_index_view *view;
 	uint32_t next_uid;
 
+	if (imap_xid_box_has_place(core) > 0)
+		return mail_index_get_header(box->view)->next_uid - 1;
 	(void)mail_index_refresh(box->index);
 	view = mail_index_view_open(box->index);
 	next_uid = mail_index_get_header(view)->next_uid;
@@ -271,7 +276,8 @@ imap_xid_box *xid_wait_attach(struct xid_wait_mailbox *wbox)
 	/* A mailbox that was never synced may not have its UIDVALIDITY. */
 	if (wbox->xbox->core_uid_validity == 0)
 		return NULL;
-	ret = xid_wait_attach_from(wbox, core, xid_wait_held_uid(box));
+	ret = xid_wait_attach_from(wbox, core,
+				   xid_wait_held_uid(box, core));
 	if (ret > 0)
 		xid_wait_fill(wbox);
 	if (ret >= 0 &&

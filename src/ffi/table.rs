@@ -141,6 +141,16 @@ struct Attached {
 }
 
 impl imap_xid_box {
+    fn has_place(&self) -> Result<bool, Failure> {
+        if self.root.uid_source == IMAP_XID_UID_SOURCE_LOCAL {
+            return Ok(false);
+        }
+        self.root.refresh_table();
+        let table = self.root.current()?;
+        let (guid, uidvalidity) = (self.mailbox.guid(), self.mailbox.uidvalidity());
+        Ok(table.table().has_place(guid, uidvalidity)?)
+    }
+
     fn attach(&self, last_uid: u32) -> Result<Tail, Failure> {
         let root = &self.root;
         root.refresh_table();
@@ -195,6 +205,20 @@ impl imap_xid_box {
         let place = attached.as_ref().map(|place| place.mailbox.clone());
         place.ok_or_else(|| argument("the mailbox was not attached (imap_xid_box_attach)"))
     }
+}
+
+/// Whether the table has the mailbox's watermark, so that imap_xid_box_attach() takes none from
+/// `last_uid`. Loads only. Returns 1 or 0, or an error; 0 where the root's uid_source is local.
+///
+/// # Safety
+/// `xbox` is a mailbox.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn imap_xid_box_has_place(xbox: *const imap_xid_box) -> i32 {
+    status(|| {
+        // SAFETY: the caller's promise.
+        let xbox = unsafe { given(xbox, "xbox") }?;
+        xbox.has_place().map(i32::from)
+    })
 }
 
 /// Gives the mailbox its place in the table. Needed before any other call on its watermark; again

@@ -54,6 +54,9 @@ use crate::xid::{State, Xid, check_namespace};
 /// not grow for ever where nobody asks. About 10,000 messages.
 const JOURNAL_LONG: u64 = 1 << 20;
 
+/// What a message's record takes of the journal, in octets, unless its namespace is long.
+const RECORD_ROOM: usize = 128;
+
 /// Records that one write to the journal has at most, so that a million of them need no memory
 /// for all at once.
 const APPENDED_AT_ONCE: usize = 10_000;
@@ -246,6 +249,7 @@ impl Registry {
     pub fn note(&self, mailbox: &Mailbox, entries: &[Entry<'_>]) -> Result<(), Error> {
         for some in entries.chunks(APPENDED_AT_ONCE) {
             self.tell(mailbox, |records| {
+                records.reserve(some.len() * RECORD_ROOM);
                 for entry in some {
                     let Entry { uid, xid, guid } = *entry;
                     Record::Note {

@@ -94,6 +94,16 @@ impl Table {
         found.map(|index| self.mailbox(index)).transpose()
     }
 
+    /// Whether the mailbox has a watermark here already, so that attaching asks nobody for one. No
+    /// lock.
+    pub fn has_place(&self, guid: &Guid, uidvalidity: u32) -> Result<bool, Error> {
+        let Some(index) = find(&self.map, guid)?.1 else {
+            return Ok(false);
+        };
+        let slot: &Slot = self.map.block(index, SLOT_CLASS)?;
+        Ok(has_watermark(slot) && slot.uidvalidity.load(Acquire) == uidvalidity)
+    }
+
     /// Every mailbox, the newest first. No lock: one that is made meanwhile may be missing.
     pub fn mailboxes(self: &Arc<Table>) -> Result<Vec<Mailbox>, Error> {
         let boxes = &self.map.header().boxes.0;

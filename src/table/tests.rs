@@ -350,6 +350,16 @@ fn a_mailbox_without_a_watermark_starts_with_all_that_it_holds_as_stable() {
 }
 
 #[test]
+fn a_mailbox_has_a_place_once_it_was_attached_under_its_uidvalidity() {
+    let mut f = Fixture::new();
+    let has = |f: &Fixture, uidvalidity| f.table.has_place(&guid(1), uidvalidity).unwrap();
+    assert!(!has(&f, 7));
+    f.attach(1, 8);
+    assert!(has(&f, 7));
+    assert!(!has(&f, 8), "under another UIDVALIDITY it begins anew");
+}
+
+#[test]
 fn a_watermark_is_durable_before_anyone_sees_it() {
     let mut f = Fixture::new();
     f.store.broken = true;

@@ -253,6 +253,8 @@ static void misuse(imap_xid_root *root, imap_xid_box *box)
 	CHECK(error_says("UID 0"));
 	/* Here every UID is stable at once. */
 	CHECK(imap_xid_box_attach(box, 0) == IMAP_XID_ERR_ARGUMENT);
+	CHECK(imap_xid_box_has_place(box) == 0);
+	CHECK(imap_xid_box_has_place(NULL) == IMAP_XID_ERR_ARGUMENT);
 	CHECK(imap_xid_box_note(NULL, NULL, 0) == IMAP_XID_ERR_ARGUMENT);
 	CHECK(imap_xid_box_note(box, NULL, 0) == 0);
 	imap_xid_root_close(NULL);
