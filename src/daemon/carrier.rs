@@ -10,6 +10,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::doveadm::{self, Pool};
 use super::host::Place;
+use crate::cluster::Uid;
 use crate::etcd::Mailbox;
 
 /// Time limit of one sync. A first sync of a large mailbox takes its time.
@@ -65,6 +66,8 @@ pub struct Job {
     pub lead: bool,
     /// Compare everything.
     pub force: bool,
+    /// Up to this UID messages are stable in that mailbox, 0 where it is not known.
+    pub stable: Uid,
 }
 
 /// The host's replication.
@@ -207,16 +210,16 @@ fn is_plain(name: &str) -> bool {
     !name.is_empty() && name.chars().all(plain)
 }
 
-/// Whose state it is, and with which peer.
-type Key = (Of, String);
+/// Of which mailbox a state is, and with which peer.
+type Key = (Mailbox, String);
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Of {
-    Mailbox(Mailbox),
-    User(String),
-}
-
-/// Where each sync can begin: what the host gave at the end of the one before.
+/// Where each sync of a mailbox can begin: what the host gave at the end of the one before.
+///
+/// A state says up to which UID the two nodes had the same. Replication takes for new what one of them
+/// has above it, and does not look whether the other one had it, too, by way of a third node or of
+/// a sync that another daemon ordered, and expunged it since: the message comes back, under another
+/// UID. So a state that ends before the stable prefix does is of no use. Whole users are
+/// synced seldom, and always from the beginning.
 #[derive(Default)]
 struct States {
     known: HashMap<Key, (u64, String)>,
@@ -225,9 +228,13 @@ struct States {
 }
 
 impl States {
-    /// The state, which then is gone: of a sync that fails, nobody knows how far it came.
+    /// The state, if it can be used, which then is gone: of a sync that fails, nobody knows how far
+    /// it came.
     fn take(&mut self, job: &Job) -> Option<String> {
-        self.known.remove(&key(job)?).map(|(_, state)| state)
+        let key = key(job)?;
+        let (_, state) = self.known.remove(&key)?;
+        let common = last_common_uid(&state, &key.0.guid)?;
+        (common >= job.stable).then_some(state)
     }
 
     fn put(&mut self, job: &Job, state: String) {
@@ -251,12 +258,53 @@ impl States {
 }
 
 fn key(job: &Job) -> Option<Key> {
-    let of = match &job.what {
-        What::Mailbox(place) => Of::Mailbox(place.mailbox.clone()),
-        What::User(user) => Of::User(user.clone()),
-        What::Tree(_) => return None,
-    };
-    Some((of, job.peer.clone()))
+    match &job.what {
+        What::Mailbox(place) => Some((place.mailbox.clone(), job.peer.clone())),
+        What::User(_) | What::Tree(_) => None,
+    }
+}
+
+/// Octets of a state before the first mailbox, of a mailbox, and of the checksum at the end.
+const STATE_PARTS: (usize, usize, usize) = (4, 44, 4);
+/// Where a mailbox's last common UID is: after its GUID and its UIDVALIDITY.
+const COMMON_UID: std::ops::Range<usize> = 20..24;
+
+/// What replication's state says of a mailbox. `None`: it does not know it, or is of another
+/// version.
+fn last_common_uid(state: &str, guid: &[u8; 16]) -> Option<Uid> {
+    let bytes = from_base64(state)?;
+    let (head, size, tail) = STATE_PARTS;
+    let end = bytes.len().checked_sub(tail)?;
+    let mailboxes = bytes.get(head..end)?;
+    if mailboxes.len() % size != 0 {
+        return None;
+    }
+    let mailbox = mailboxes.chunks(size).find(|one| one.starts_with(guid))?;
+    let uid = mailbox.get(COMMON_UID)?;
+    Some(Uid::from_le_bytes(uid.try_into().ok()?))
+}
+
+fn from_base64(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
+    let (mut bits, mut count) = (0u32, 0);
+    for c in text.trim_end().trim_end_matches('=').bytes() {
+        let six = match c {
+            b'A'..=b'Z' => c - b'A',
+            b'a'..=b'z' => c - b'a' + 26,
+            b'0'..=b'9' => c - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        bits = bits << 6 | u32::from(six);
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            bytes.push((bits >> count) as u8);
+            bits &= (1 << count) - 1;
+        }
+    }
+    Some(bytes)
 }
 
 #[cfg(test)]
@@ -274,6 +322,52 @@ mod tests {
             peer: "beta".into(),
             lead: true,
             force,
+            stable: 0,
+        }
+    }
+
+    /// A state as dsync writes it, of a mailbox up to UID 258.
+    fn state(guid: [u8; 16]) -> String {
+        let mut bytes = vec![1, 0, 0, 0];
+        bytes.extend(guid);
+        bytes.extend([7, 0, 0, 0, 2, 1, 0, 0]);
+        bytes.extend([0; 20]);
+        bytes.extend([1, 2, 3, 4]);
+        let mut text = String::new();
+        for three in bytes.chunks(3) {
+            let word = three
+                .iter()
+                .fold(0u32, |word, byte| word << 8 | u32::from(*byte));
+            let word = word << (8 * (3 - three.len()));
+            const CODE: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+            for n in 0..=three.len() {
+                text.push(CODE[(word >> (18 - 6 * n)) as usize & 63] as char);
+            }
+        }
+        while text.len() % 4 != 0 {
+            text.push('=');
+        }
+        text
+    }
+
+    #[test]
+    fn a_state_that_ends_before_what_is_stable_is_not_used() {
+        assert_eq!(last_common_uid(&state([0xab; 16]), &[0xab; 16]), Some(258));
+        let mut states = States::default();
+        for (stable, used) in [(0, true), (258, true), (259, false)] {
+            states.put(&job("INBOX", false), state([0xab; 16]));
+            let job = Job {
+                stable,
+                ..job("INBOX", false)
+            };
+            assert_eq!(states.take(&job).is_some(), used, "{stable}");
+        }
+    }
+
+    #[test]
+    fn a_state_of_something_else_is_not_used() {
+        for text in ["", "AAAA", "!", &state([1; 16]), "AQAAAKurq6s="] {
+            assert_eq!(last_common_uid(text, &[0xab; 16]), None, "{text}");
         }
     }
 
@@ -299,27 +393,24 @@ mod tests {
 
     #[test]
     fn a_state_is_used_once() {
-        let mut states = States::default();
-        states.put(&job("INBOX", false), "one".into());
-        assert_eq!(states.take(&job("INBOX", true)).as_deref(), Some("one"));
+        let (mut states, one) = (States::default(), state([0xab; 16]));
+        states.put(&job("INBOX", false), one.clone());
+        assert_eq!(states.take(&job("INBOX", true)), Some(one));
         assert_eq!(states.take(&job("INBOX", false)), None);
     }
 
     #[test]
     fn the_older_states_are_forgotten() {
         let mut states = States::default();
+        let of = |n: usize| Job {
+            peer: format!("p{n}"),
+            ..job("INBOX", false)
+        };
         for n in 0..=MAX_STATES {
-            let user = format!("user{n}");
-            let job = Job {
-                what: What::User(user),
-                peer: "p".into(),
-                lead: true,
-                force: false,
-            };
-            states.put(&job, "s".into());
+            states.put(&of(n), "s".into());
         }
         assert!(states.known.len() <= MAX_STATES);
-        let newest = (Of::User(format!("user{MAX_STATES}")), "p".to_owned());
+        let newest = key(&of(MAX_STATES)).expect("a mailbox");
         assert!(states.known.contains_key(&newest));
     }
 }

@@ -608,6 +608,7 @@ impl<S: Site> Task<S> {
             peer: name,
             lead: session.me.node < peer,
             force,
+            stable: self.above,
         };
         self.alone |= alone;
         let shared = self.shared.clone();

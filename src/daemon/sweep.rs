@@ -261,6 +261,7 @@ async fn sync<S: Site>(
         peer: session.name(*peer),
         lead: session.me.node < *peer,
         force: false,
+        stable: 0,
     };
     shared.metrics.syncs.inc();
     match shared.site.carrier().sync(&job).await {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::harness::cluster::Cluster;
 use crate::harness::{Format, Random, seed};
 use crate::judge;
-use crate::workload::{Observer, at_once, conclude};
+use crate::workload::{Observer, USER, at_once, conclude};
 
 /// How long `make soak` plays.
 const SOAK: Duration = Duration::from_secs(31 * 60);
@@ -130,6 +130,9 @@ fn play(seed: u64, long: Duration) {
     cluster.allow_log("xid: ");
     // ... and where a Dovecot is down replication cannot reach it.
     cluster.allow_log("Fatal: connect(");
+    for node in 1..=nodes {
+        cluster.node(node).imap_in(USER, "INBOX");
+    }
     let stop = AtomicBool::new(false);
     let observers: Vec<_> = (0..=nodes)
         .map(|index| {
