@@ -21,7 +21,13 @@ static int
 xid_doveadm_failed(struct xid_doveadm *cmd, enum mail_error error,
 		   const char *text)
 {
-	e_error(cmd->user->event, "%s: %s", cmd->cmd->host.name, text);
+	/* The daemon asks for mailboxes that are gone, and needs the exit code
+	   only: nothing is wrong that an administrator should read of. */
+	if (error == MAIL_ERROR_NOTFOUND &&
+	    cmd->ctx.cctx->conn_type != DOVEADM_CONNECTION_TYPE_CLI)
+		e_debug(cmd->user->event, "%s: %s", cmd->cmd->host.name, text);
+	else
+		e_error(cmd->user->event, "%s: %s", cmd->cmd->host.name, text);
 	doveadm_mail_failed_error(&cmd->ctx, error);
 	return -1;
 }

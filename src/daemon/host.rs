@@ -41,6 +41,17 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether the host was asked, and said no.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Error::NotFound | Error::Doveadm(doveadm::Error::Failed { .. })
+        )
+    }
+}
+
 impl From<doveadm::Error> for Error {
     fn from(error: doveadm::Error) -> Error {
         match error.is_not_found() {

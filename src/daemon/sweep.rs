@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -29,6 +30,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 const BUSY: usize = 64;
 /// How often it looks whether they still are.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
+/// A host that cannot list its users is not asked again for so long: each question is an error in
+/// its log, and it says the same where its user database is only away.
+const UNLISTED: Duration = Duration::from_secs(3600);
 /// How many of etcd's keys are read at a time.
 const PAGE: i64 = 1000;
 
@@ -79,6 +83,8 @@ pub struct Sweeper<S: Site> {
     due: BTreeMap<Whom, Due>,
     running: BTreeSet<Whom>,
     syncs: JoinSet<(Whom, Due, Ended)>,
+    /// When the host last said that it cannot list its users.
+    unlisted: Arc<Mutex<Option<Instant>>>,
 }
 
 impl<S: Site> Sweeper<S> {
@@ -98,6 +104,7 @@ impl<S: Site> Sweeper<S> {
             due: BTreeMap::new(),
             running: BTreeSet::new(),
             syncs: JoinSet::new(),
+            unlisted: Arc::default(),
         };
         Ok((sweeper, sender))
     }
@@ -114,7 +121,7 @@ impl<S: Site> Sweeper<S> {
                         // An older one that still goes on would only do the same.
                         catching_up.abort_all();
                         let known = self.users.names.clone();
-                        catching_up.spawn(catch_up(self.shared.clone(), known));
+                        catching_up.spawn(catch_up(self.shared.clone(), known, self.unlisted.clone()));
                     }
                     Some(order) => self.take(order),
                     None => return,
@@ -294,12 +301,22 @@ async fn held(session: &Session, user: &str, peer: Node) -> Result<bool, etcd::E
 }
 
 /// Looks at every mailbox that may need it, a few at a time, and gives the users found.
-async fn catch_up<S: Site>(shared: Arc<Shared<S>>, known: BTreeSet<String>) -> BTreeSet<String> {
+async fn catch_up<S: Site>(
+    shared: Arc<Shared<S>>,
+    known: BTreeSet<String>,
+    unlisted: Arc<Mutex<Option<Instant>>>,
+) -> BTreeSet<String> {
     let mut users = known;
-    match shared.site.local().users().await {
-        Ok(all) => users.extend(all),
-        Err(error) => {
-            tracing::info!(%error, "users cannot be listed; those seen before are looked at");
+    let refused = *unlisted.lock();
+    if refused.is_none_or(|at| at.elapsed() > UNLISTED) {
+        match shared.site.local().users().await {
+            Ok(all) => users.extend(all),
+            Err(error) => {
+                if error.is_refusal() {
+                    *unlisted.lock() = Some(Instant::now());
+                }
+                tracing::info!(%error, "users cannot be listed; those seen before are looked at");
+            }
         }
     }
     users.extend(recorded(&shared).await);
