@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, Txn as EtcdTxn, TxnOp};
+use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, KeyValue, Txn as EtcdTxn, TxnOp};
 
 use super::{Changed, Error, Mailbox, Registration, Store, Text, bad, encoding};
 use crate::cluster::{At, Condition, Incarnation, Kind, Node, Put, Rev, Stable, Tail, Txn};
@@ -197,6 +197,38 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// Removes all that there is of a mailbox that none of these nodes has. False: one of its records
+    /// changed, a node came, or one of these that are not evicted is not alive: nothing was changed.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached: then it may or may not have been carried out.
+    pub async fn forget(
+        &mut self,
+        mailbox: &Mailbox,
+        records: &Records,
+        members: &[Registered],
+    ) -> Result<bool, Error> {
+        let after = |rev: Option<Rev>| i64::try_from(rev.map_or(0, |rev| rev.0)).unwrap_or(0) + 1;
+        let nodes = members.iter().map(|member| member.rev).max();
+        let of_mailbox = records.tails.values().map(|tail| tail.rev);
+        let newest = of_mailbox
+            .chain(records.stable.iter().map(|at| at.rev))
+            .max();
+        let all = self.keys.mailbox(mailbox);
+        let mut when = vec![
+            Compare::mod_revision(self.keys.nodes(), CompareOp::Less, after(nodes)).with_prefix(),
+            Compare::mod_revision(all.as_str(), CompareOp::Less, after(newest)).with_prefix(),
+        ];
+        for member in members.iter().filter(|member| !member.evicted) {
+            let Registration { node, incarnation } = member.registration;
+            let alive = self.keys.alive(node, incarnation);
+            when.push(Compare::version(alive, CompareOp::Greater, 0));
+        }
+        let delete = TxnOp::delete(all, Some(DeleteOptions::new().with_prefix()));
+        let txn = EtcdTxn::new().when(when).and_then([delete]);
+        Ok(self.client.txn(txn).await?.succeeded())
     }
 
     /// Writes a mailbox's record anew, with one holder, where every holder of the present record

@@ -9,6 +9,7 @@ mod harness;
 mod history;
 mod killed;
 mod news;
+mod operator;
 mod parted;
 mod random;
 #[path = "../lab/workload.rs"]

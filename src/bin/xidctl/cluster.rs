@@ -2,6 +2,7 @@
 
 mod evict;
 mod force;
+mod forget;
 mod members;
 mod status;
 mod window;
@@ -34,6 +35,7 @@ enum Command {
     Members(members::Args),
     Evict(evict::Args),
     Force(force::Args),
+    Forget(forget::Args),
     Window(window::Args),
 }
 
@@ -77,6 +79,24 @@ pub enum Problem {
     /// Nobody said that it is meant.
     #[error("nothing was changed: say --i-know-what-may-be-lost")]
     NotMeant,
+    /// Nodes that may still have a mailbox.
+    #[error(
+        "nothing was changed: all nodes have to be alive, since one may still have a mailbox; \
+             away: {0}"
+    )]
+    Away(String),
+    /// Nodes that may come back with a mailbox.
+    #[error(
+        "nothing was changed: {0} evicted, and may come back with mailboxes that the others \
+         deleted. If no evicted node will ever come back with its old disk, say --evicted-are-gone"
+    )]
+    Evicted(String),
+    /// A node that this one does not know.
+    #[error("{0}: there is no [[peer]] of this name in xidd.toml, so it cannot be asked")]
+    NoPeer(String),
+    /// A node that cannot say what it has.
+    #[error("{0} cannot be asked: {1}")]
+    Node(String, String),
     /// A window that some node may have used up.
     #[error(
         "window {new}: smaller than {old}, which a node that is away may have used up: choose a \
@@ -113,6 +133,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Outcome, Error> {
             Command::Members(_) => members::run(&mut store, context).await,
             Command::Evict(args) => evict::run(args, &mut store, context).await,
             Command::Force(args) => force::run(args, &config, &mut store, context).await,
+            Command::Forget(args) => forget::run(args, &config, &mut store, context).await,
             Command::Window(args) => window::run(args, &mut store, context).await,
         }
     })

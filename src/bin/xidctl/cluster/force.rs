@@ -8,7 +8,7 @@ use imap_xid::cluster::{At, Stable};
 use imap_xid::daemon::Config;
 use imap_xid::daemon::doveadm::{Pool, Target};
 use imap_xid::daemon::host::{Dovecot, Host, Look, Op, Place};
-use imap_xid::etcd::{Mailbox, Records, Registered, Store};
+use imap_xid::etcd::{Mailbox, Records, Registered, Registration, Store};
 use serde::Serialize;
 
 use super::status::wanted;
@@ -43,7 +43,9 @@ pub struct Args {
 struct Answer {
     mailbox: String,
     holder: String,
-    /// The stable UID before, and now.
+    /// Who held it, and is dead.
+    lost_holders: Vec<String>,
+    /// The stable UID before, and now: what lies between may be lost.
     before: u32,
     stable_uid: u32,
     floor: u32,
@@ -75,13 +77,14 @@ pub async fn run(
     let me = members.iter().find(|member| member.name == config.node);
     let me = me.ok_or_else(|| Problem::NoNode(config.node.clone()))?;
     let records = records_of(store, &mailbox).await?;
-    let old = lost(&args.mailbox, &records, &members)?;
+    let old = lost(&args.mailbox, &records, &members, me)?;
     let look = look(config, &mailbox, &args.mailbox).await?;
     // Without one no xidd ever was there: then there was no record either.
     let window = store.window().await.map_err(Problem::from)?;
     let window = window.unwrap_or(imap_xid::daemon::config::WINDOW);
     let new = replacement(&old.value, &look, me, window);
-    warn(&old.value, &new, &look, &members);
+    let lost_holders = holders(&old.value, &members);
+    warn(&old.value, &new, &look, &lost_holders);
     if !args.i_know_what_may_be_lost && !confirmed()? {
         return Err(Problem::NotMeant.into());
     }
@@ -93,6 +96,7 @@ pub async fn run(
     let answer = Answer {
         mailbox: args.mailbox.clone(),
         holder: config.node.clone(),
+        lost_holders,
         before: old.value.uid,
         stable_uid,
         floor,
@@ -124,6 +128,7 @@ fn lost<'a>(
     mailbox: &str,
     records: &'a Records,
     members: &[Registered],
+    me: &Registered,
 ) -> Result<&'a At<Stable>, Problem> {
     let no_need = |why: String| Problem::NoNeed {
         mailbox: mailbox.to_owned(),
@@ -138,6 +143,10 @@ fn lost<'a>(
             .held_by(member.registration.node, member.registration.incarnation);
         holds && member.lease_seconds.is_some()
     });
+    let Registration { node, incarnation } = me.registration;
+    if stable.value.held_by(node, incarnation) && alive.is_none() {
+        return Err(no_need("this node holds it: start its xidd".into()));
+    }
     match alive {
         Some(member) => Err(no_need(format!("{} holds it and is alive", member.name))),
         None => Ok(stable),
@@ -167,9 +176,14 @@ fn replacement(old: &Stable, look: &Look, me: &Registered, window: u32) -> Stabl
     }
 }
 
-fn warn(old: &Stable, new: &Stable, look: &Look, members: &[Registered]) {
+fn holders(old: &Stable, members: &[Registered]) -> Vec<String> {
     let names = names(members);
-    let holders: Vec<String> = old.holders.keys().map(|n| name_of(&names, *n)).collect();
+    let mut holders: Vec<String> = old.holders.keys().map(|n| name_of(&names, *n)).collect();
+    holders.sort_unstable();
+    holders
+}
+
+fn warn(old: &Stable, new: &Stable, look: &Look, holders: &[String]) {
     let own = look.local.entries.iter();
     let own = own.filter(|e| !e.expunged && e.uid > new.uid).count();
     eprintln!(
@@ -180,7 +194,7 @@ fn warn(old: &Stable, new: &Stable, look: &Look, members: &[Registered]) {
     if new.uid < old.uid {
         eprintln!(
             "This node was there up to UID {}. Messages from UID {} to {}, which clients may have \
-             seen, are lost unless this node has them too.",
+             seen, are lost unless this node has them too. (Not every UID was given out.)",
             new.uid,
             new.uid + 1,
             old.uid
