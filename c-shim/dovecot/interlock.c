@@ -10,6 +10,9 @@
 
 #define XID_NO_ROOM \
 	"Too many UIDs in this mailbox are not agreed yet, try again later"
+#define XID_NO_LIMIT \
+	"The cluster has not said yet which UIDs this mailbox may use, " \
+	"try again later"
 #define XID_REFUSED \
 	"The change would break what the cluster agreed on, try again later"
 
@@ -136,12 +139,15 @@ xid_last_new_uid(struct mailbox_transaction_context *t, imap_xid_box *core)
 		last_uid + t->save_count;
 }
 
+/* A limit that is not known leaves no room: this may be a mailbox of many
+   messages on a disk that replaces a lost one. What came to it now would have
+   the UIDs of messages that others show, and never let them in. */
 static bool
 xid_has_room(struct mailbox_transaction_context *t, imap_xid_box *core)
 {
 	uint32_t limit = imap_xid_box_limit(core);
 
-	return limit == 0 || xid_last_new_uid(t, core) <= limit;
+	return limit != 0 && xid_last_new_uid(t, core) <= limit;
 }
 
 /* New messages wait for room, as commands wait for UIDs. A signal ends it. */
@@ -155,8 +161,8 @@ static int xid_wait_for_room(struct mailbox_transaction_context *t)
 	struct event *event;
 	int ret = 1;
 
-	if (core == NULL || xid_user_replicates(wbox->xbox->xuser) ||
-	    xid_has_room(t, core))
+	if (core == NULL || !xid_user_is_clustered(wbox->xbox->xuser) ||
+	    xid_user_replicates(wbox->xbox->xuser) || xid_has_room(t, core))
 		return 0;
 	event = xid_wait_event_begin(box->event, mailbox_get_vname(box),
 				     xid_last_new_uid(t, core));
@@ -177,7 +183,8 @@ static int xid_wait_for_room(struct mailbox_transaction_context *t)
 	xid_wait_event_end(&event, "room", ret == 0 ? "open" : "timeout");
 	if (ret < 0) {
 		mail_storage_set_error(box->storage, MAIL_ERROR_UNAVAILABLE,
-				       XID_NO_ROOM);
+				       imap_xid_box_limit(core) == 0 ?
+				       XID_NO_LIMIT : XID_NO_ROOM);
 	}
 	return ret;
 }

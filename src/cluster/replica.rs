@@ -193,7 +193,13 @@ fn decide<G: Ident, X: Ident>(replica: &Replica, config: &Config, view: &View<G,
 
 /// The record of a mailbox that has none: held by all who are there. Where some node is not,
 /// the floor is above what it may have numbered by itself.
+///
+/// Until there is something in it there is no record, but room: a host takes no message before it
+/// was told how far its UIDs go.
 fn create<G: Ident, X: Ident>(config: &Config, view: &View<G, X>) -> Step<G, X> {
+    if view.local.limit < config.window {
+        return expose(config, &Stable::new(view.etcd.alive.clone()));
+    }
     if view.local.next <= 1 {
         return Step::Wait;
     }
@@ -203,9 +209,8 @@ fn create<G: Ident, X: Ident>(config: &Config, view: &View<G, X>) -> Step<G, X> 
         2 * config.window
     };
     let stable = Stable {
-        uid: 0,
         floor,
-        holders: view.etcd.alive.clone(),
+        ..Stable::new(view.etcd.alive.clone())
     };
     Step::Txn(Txn {
         kind: Kind::Create,

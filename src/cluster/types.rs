@@ -60,6 +60,15 @@ pub struct Stable {
 }
 
 impl Stable {
+    /// Of a mailbox about which nothing was agreed yet.
+    pub fn new(holders: BTreeMap<Node, Incarnation>) -> Stable {
+        Stable {
+            uid: 0,
+            floor: 0,
+            holders,
+        }
+    }
+
     /// The highest UID that a node which read this record gives to a new message by itself.
     pub fn limit(&self, window: Uid) -> Uid {
         self.uid.max(self.floor).saturating_add(window)

@@ -11,6 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::table::LEAST_WINDOW;
 use crate::xid::{check_namespace, namespace_from_host};
 use section::{Section, whole_seconds};
 
@@ -26,7 +27,7 @@ const LEASES: std::ops::RangeInclusive<u64> = 2..=600;
 pub const WINDOW: u32 = 10_000;
 /// A smaller window would make a burst of deliveries wait; a larger one eats up the 32 bits of a
 /// UID, since each eviction skips several windows.
-pub const WINDOWS: std::ops::RangeInclusive<u32> = 100..=1_000_000;
+pub const WINDOWS: std::ops::RangeInclusive<u32> = LEAST_WINDOW..=1_000_000;
 /// Where OpenMetrics are served: on this machine only.
 const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9154);
 /// Time limit of one request to etcd.

@@ -21,8 +21,8 @@ use super::xid::IMAP_XID_NAMESPACE_SIZE;
 use crate::log::{self, Level};
 use crate::registry::Registry;
 use crate::table::{
-    Advanced, Counts, Current, Entry, Error, Info, LockError, MESSAGE_GUID_MAX, Mailbox, Opened,
-    Pending, Table, Tail, WAIT_BUCKETS_MS, WaitId, Waited, Waiter,
+    Advanced, Begin, Counts, Current, Entry, Error, Info, LockError, MESSAGE_GUID_MAX, Mailbox,
+    Opened, Pending, Table, Tail, WAIT_BUCKETS_MS, WaitId, Waited, Waiter,
 };
 use crate::uid::UidSet;
 
@@ -157,16 +157,16 @@ impl imap_xid_box {
         let current = root.current()?;
         let generation = current.generation();
         // In a cluster nothing is stable before all said so.
-        let first = match root.uid_source {
-            IMAP_XID_UID_SOURCE_CLUSTER => 0,
-            _ => last_uid,
+        let begin = match root.uid_source {
+            IMAP_XID_UID_SOURCE_CLUSTER => Begin::Cluster,
+            _ => Begin::Stable,
         };
         let (mailbox, tail) = current.table().attach_from(
             self.mailbox.guid(),
             self.mailbox.uidvalidity(),
             self.mailbox.name().as_bytes(),
             last_uid,
-            first,
+            begin,
             &mut &*root.registry,
         )?;
         *self.attached.0.write() = Some(Attached {
@@ -583,8 +583,8 @@ pub unsafe extern "C" fn imap_xid_box_last_uid(xbox: *const imap_xid_box) -> u32
     })
 }
 
-/// The highest UID that a new message may get here. 0: not known since the boot, so nothing holds
-/// new messages back. Loads only.
+/// The highest UID that a new message may get here. 0: nobody said so yet; in a cluster there is no
+/// room for new messages until the daemon does. Loads only.
 ///
 /// # Safety
 /// `xbox` is a mailbox.
@@ -613,7 +613,8 @@ pub unsafe extern "C" fn imap_xid_box_bound(xbox: *const imap_xid_box) -> u32 {
 }
 
 /// Says how far UIDs may go, of new messages (limit) and by replication (bound); 0: not known.
-/// Wakes who waits for room. For the cluster daemon's side. Lost with a reboot.
+/// Wakes who waits for room. For the cluster daemon's side. Lost with a reboot; the limit then is a
+/// little above the watermark.
 ///
 /// Returns 0, or an error.
 ///
@@ -633,7 +634,7 @@ pub unsafe extern "C" fn imap_xid_box_set_limits(
     })
 }
 
-/// Sleeps until new messages may have UIDs up to `uid`, `timeout_ms` at most; counts the wait if
+/// Sleeps until somebody said that new messages may have UIDs up to `uid`, `timeout_ms` at most; counts the wait if
 /// there is one. Hold no lock meanwhile.
 ///
 /// Returns 1 when they may, 0 when the time is over or a signal came before, or an error, which

@@ -145,8 +145,8 @@ pub(super) struct Slot {
     /// Up to here the node promised its peers to renumber nothing; [`PROMISED_ALL`] until the
     /// cluster daemon said. Written by the daemon, under the lock; read by who commits.
     pub promised: AtomicU32,
-    /// The highest UID that a new message may get here; 0: not known yet. Written by the daemon,
-    /// under the lock; read by who commits.
+    /// The highest UID that a new message may get here; 0: not known yet. Written by the daemon
+    /// and by who finds the mailbox after a boot, under the lock; read by who commits.
     pub limit: AtomicU32,
 
     /// What `mark`, `last_uid` and the tail are of. Written under the lock.
@@ -163,7 +163,8 @@ pub(super) struct Slot {
     /// Every UID up to here was told, or is expunged. Below `last_uid` when a process was killed
     /// between its commit and telling. Written under the lock.
     pub told_uid: AtomicU32,
-    /// The highest UID that replication may bring; 0: not known yet. Written and read as `limit`.
+    /// The highest UID that replication may bring; 0: not known yet. Written by the
+    /// daemon, under the lock; read by replication.
     pub bound: AtomicU32,
     pub gate: Lease,
     pub hold: Lease,

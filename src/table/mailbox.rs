@@ -17,6 +17,10 @@ use super::{Error, Table};
 /// The GUID of a mailbox.
 pub type Guid = [u8; 16];
 
+/// The smallest window of UIDs above the watermark that a cluster can be given. So many UIDs a node
+/// may give out above a watermark that it knows, whatever else it does not know.
+pub const LEAST_WINDOW: u32 = 100;
+
 /// What a registry stores of watermarks, so that a reboot shows no lower UIDNEXT.
 pub trait Watermarks {
     /// Returns the mailbox's durable watermark; where it has none under this UIDVALIDITY, makes
@@ -40,6 +44,16 @@ pub struct Mailbox {
 unsafe impl Send for Mailbox {}
 // SAFETY: as above.
 unsafe impl Sync for Mailbox {}
+
+/// How a mailbox begins of which the table knows nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// Without a durable watermark all that it holds is stable.
+    Stable,
+    /// Its cluster has to say so: nothing is stable, and there is no room for new messages. With a
+    /// durable watermark there is room for [`LEAST_WINDOW`] above it.
+    Cluster,
+}
 
 /// Whether the tail of pending entries is whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,18 +147,19 @@ impl Table {
         last_uid: u32,
         store: &mut dyn Watermarks,
     ) -> Result<(Mailbox, Tail), Error> {
-        self.attach_from(guid, uidvalidity, name, last_uid, last_uid, store)
+        let begin = Begin::Stable;
+        self.attach_from(guid, uidvalidity, name, last_uid, begin, store)
     }
 
-    /// As [`Table::attach`], but a mailbox without a durable watermark gets `first`: 0 where
-    /// somebody else has to say that what it holds is stable.
+    /// As [`Table::attach`], but `begin` says what is stable in a mailbox without a durable
+    /// watermark.
     pub fn attach_from(
         self: &Arc<Table>,
         guid: &Guid,
         uidvalidity: u32,
         name: &[u8],
         last_uid: u32,
-        first: u32,
+        begin: Begin,
         store: &mut dyn Watermarks,
     ) -> Result<(Mailbox, Tail), Error> {
         if let Some(mailbox) = self.find(guid)?
@@ -154,6 +169,10 @@ impl Table {
             let tail = tail_of(mailbox.slot(), last_uid);
             return Ok((mailbox, tail));
         }
+        let first = match begin {
+            Begin::Stable => last_uid,
+            Begin::Cluster => 0,
+        };
         // The registry first: what it says is durable before anyone sees it here.
         let watermark = store
             .begin(guid, uidvalidity, first)
@@ -162,7 +181,7 @@ impl Table {
                 why,
             })?;
         let mailbox = self.mailbox(self.writer()?.find_or_make(guid)?)?;
-        mailbox.begin(uidvalidity, watermark)?;
+        mailbox.begin(uidvalidity, watermark, begin)?;
         mailbox.set_name(name)?;
         let tail = tail_of(mailbox.slot(), last_uid);
         Ok((mailbox, tail))
@@ -237,13 +256,16 @@ impl Mailbox {
         self.slot().last_uid.load(Acquire)
     }
 
-    /// The highest UID that a new message may get on this node; `None`: not known since the boot,
-    /// so nothing holds it back. Loads only.
+    /// The highest UID that a new message may get on this node; `None`: nobody said so yet. Where
+    /// somebody has to say so, as in a cluster, there is no room for new messages until then: other
+    /// nodes may have given every UID from 1 on. After a boot it is [`LEAST_WINDOW`] above the
+    /// watermark. Loads only.
     pub fn limit(&self) -> Option<u32> {
         Some(self.slot().limit.load(Acquire)).filter(|uid| *uid != 0)
     }
 
-    /// The highest UID that replication may bring; `None` as for [`Mailbox::limit`].
+    /// The highest UID that replication may bring; `None`: not known since the boot, so nothing
+    /// holds it back.
     pub fn bound(&self) -> Option<u32> {
         Some(self.slot().bound.load(Acquire)).filter(|uid| *uid != 0)
     }
@@ -314,7 +336,7 @@ impl Mailbox {
     }
 
     /// Gives the slot the watermark that the registry has, unless another process just did.
-    fn begin(&self, uidvalidity: u32, watermark: u32) -> Result<(), Error> {
+    fn begin(&self, uidvalidity: u32, watermark: u32, begin: Begin) -> Result<(), Error> {
         let writer = self.table.writer()?;
         let slot = self.slot();
         if self.refuse_older(uidvalidity)? {
@@ -328,7 +350,11 @@ impl Mailbox {
         slot.last_uid.store(watermark, Release);
         slot.told_uid.store(watermark, Release);
         slot.promised.store(PROMISED_ALL, Release);
-        slot.limit.store(0, Release);
+        let limit = match (begin, watermark) {
+            (Begin::Stable, _) | (_, 0) => 0,
+            (Begin::Cluster, uid) => uid.saturating_add(LEAST_WINDOW),
+        };
+        slot.limit.store(limit, Release);
         slot.bound.store(0, Release);
         slot.flags.store(HAS_WATERMARK, Release);
         wake_all(&slot.mark);

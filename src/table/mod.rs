@@ -39,7 +39,7 @@ use file::Mapped;
 pub use layout::WAIT_BUCKETS_MS;
 pub use lock::LockError;
 use lock::{Guard, Locked, Orphan};
-pub use mailbox::{Guid, Info, Mailbox, Tail, Watermarks};
+pub use mailbox::{Begin, Guid, Info, LEAST_WINDOW, Mailbox, Tail, Watermarks};
 use pool::Writer;
 pub use repair::Audit;
 pub use tail::{Advanced, Entry, MESSAGE_GUID_MAX, Pending, guid_text};

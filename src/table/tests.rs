@@ -664,11 +664,11 @@ fn promises_count_as_everything_until_known() {
 }
 
 #[test]
-fn limits_are_unknown_after_a_boot_and_who_waits_for_room_is_woken() {
+fn who_waits_for_room_is_woken() {
     let mut f = Fixture::new();
     let mailbox = f.attach(1, 8);
     assert_eq!((mailbox.limit(), mailbox.bound()), (None, None));
-    assert_eq!(mailbox.wait_for_limit(900, Duration::ZERO), Waited::Done);
+    assert_eq!(mailbox.wait_for_limit(1, Duration::ZERO), Waited::TimedOut);
     mailbox.set_limits(10, 20).unwrap();
     assert_eq!((mailbox.limit(), mailbox.bound()), (Some(10), Some(20)));
     assert_eq!(mailbox.wait_for_limit(10, Duration::ZERO), Waited::Done);
@@ -686,11 +686,34 @@ fn limits_are_unknown_after_a_boot_and_who_waits_for_room_is_woken() {
 }
 
 #[test]
+fn a_mailbox_of_a_cluster_has_no_room_before_its_watermark_is_known() {
+    let mut f = Fixture::new();
+    let attach = |f: &mut Fixture| {
+        let attached = f
+            .table
+            .attach_from(&guid(1), 7, b"INBOX", 5, Begin::Cluster, &mut f.store);
+        attached.unwrap().0
+    };
+    assert_eq!(attach(&mut f).limit(), None);
+    f.reboot();
+    let mailbox = attach(&mut f);
+    assert_eq!(mailbox.limit(), None);
+    mailbox.set_limits(10_000, 40_000).unwrap();
+    assert_eq!(attach(&mut f).limit(), Some(10_000));
+    mailbox.filled(5).unwrap();
+    mailbox.advance(5, &mut f.store).unwrap();
+    f.reboot();
+    let mailbox = attach(&mut f);
+    let room = (mailbox.limit(), mailbox.bound());
+    assert_eq!(room, (Some(5 + LEAST_WINDOW), None));
+}
+
+#[test]
 fn a_mailbox_of_a_cluster_begins_with_nothing_stable() {
     let mut f = Fixture::new();
     let (mailbox, tail) = f
         .table
-        .attach_from(&guid(1), 7, b"INBOX", 8, 0, &mut f.store)
+        .attach_from(&guid(1), 7, b"INBOX", 8, Begin::Cluster, &mut f.store)
         .unwrap();
     assert_eq!((mailbox.watermark(), tail), (0, Tail::MissingAbove(0)));
     mailbox.filled(8).unwrap();
@@ -698,7 +721,7 @@ fn a_mailbox_of_a_cluster_begins_with_nothing_stable() {
     f.reboot();
     let (mailbox, tail) = f
         .table
-        .attach_from(&guid(1), 7, b"INBOX", 8, 0, &mut f.store)
+        .attach_from(&guid(1), 7, b"INBOX", 8, Begin::Cluster, &mut f.store)
         .unwrap();
     assert_eq!((mailbox.watermark(), tail), (5, Tail::MissingAbove(5)));
 }

@@ -80,9 +80,9 @@ impl Mailbox {
         self.sleep_until(limit, || self.gate_closed().is_none())
     }
 
-    /// Sleeps until new messages may get UIDs up to `uid`.
+    /// Sleeps until somebody said that new messages may get UIDs up to `uid`.
     pub fn wait_for_limit(&self, uid: u32, limit: Duration) -> Waited {
-        let room = || self.limit().is_none_or(|limit| uid <= limit);
+        let room = || self.limit().is_some_and(|limit| uid <= limit);
         if room() {
             return Waited::Done;
         }

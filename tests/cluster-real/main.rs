@@ -12,6 +12,7 @@ mod news;
 mod operator;
 mod parted;
 mod random;
+mod wiped;
 #[path = "../lab/workload.rs"]
 mod workload;
 mod writers;

@@ -11,12 +11,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
+use imap_xid::table::Table;
+
 use crate::harness::*;
 
 /// The longest message.
 const MESSAGE_MAX: usize = 64 * 1024;
 /// How often the threads look whether they are to end, in milliseconds.
 const LOOK_MS: i32 = 20;
+
+/// How far UIDs go in a mailbox that has no record yet: new messages, and replication.
+pub const FIRST_LIMITS: (u32, u32) = (10_000, 40_000);
 
 /// What a plug-in said: `C`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +54,8 @@ struct State {
     unknown: Option<Unknown>,
     cut: bool,
     incarnation: u32,
+    /// The server's folder that holds the users' homes.
+    homes: PathBuf,
 }
 
 /// A daemon on a server's socket. Ends when dropped.
@@ -64,9 +71,14 @@ impl Daemon {
     pub fn start(server: &Dovecot) -> Daemon {
         let path = server.tree().join("run/xidd");
         let listener = listen(&path).expect("a socket");
+        let homes = server.home("alice");
+        let state = State {
+            homes: homes.parent().expect("a folder").to_owned(),
+            ..State::default()
+        };
         let daemon = Daemon {
             path,
-            state: Arc::default(),
+            state: Arc::new(Mutex::new(state)),
             stop: Arc::default(),
             threads: Arc::default(),
         };
@@ -297,6 +309,9 @@ impl State {
         let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
         match fields.as_slice() {
             ["C", user, mailbox, name, kind] => {
+                if *kind == "w" && !self.cut {
+                    self.make_room(user, mailbox);
+                }
                 self.events.push(Event {
                     user: (*user).into(),
                     mailbox: (*mailbox).into(),
@@ -311,6 +326,20 @@ impl State {
             // However sure it is to be, it has nobody to ask.
             ["X" | "A" | "R", _user, _mailbox, _name, guids @ ..] => self.xids(guids),
             other => panic!("the plug-in said {other:?}"),
+        }
+    }
+
+    /// Whoever waits in a mailbox of which no daemon has said anything gets what xidd gives to one
+    /// without a record.
+    fn make_room(&self, user: &str, mailbox: &str) {
+        let folder = self.homes.join(user).join("mail");
+        let guid = u128::from_str_radix(mailbox, 16).expect("a GUID");
+        let table = Arc::new(Table::open(&folder).expect("a table").0);
+        let found = table.find(&guid.to_be_bytes()).expect("a table");
+        let unknown = found.filter(|mailbox| mailbox.limit().is_none());
+        if let Some(mailbox) = unknown {
+            let (limit, bound) = FIRST_LIMITS;
+            mailbox.set_limits(limit, bound).expect("limits");
         }
     }
 

@@ -1,11 +1,20 @@
 //! What plug-ins tell the daemon.
 
 use crate::assign::{Assigner, advance, guid};
-use crate::daemon::{Daemon, Event};
+use crate::daemon::{Daemon, Event, FIRST_LIMITS};
 use crate::harness::*;
+use crate::interlock::slot_of;
 
 pub fn clustered() -> Setup {
     Dovecot::setup().xid("xid_uid_source", "cluster")
+}
+
+/// alice's mailbox is one of which a daemon has said something once.
+pub fn make_room(server: &Dovecot, mailbox: &str) {
+    drop(server.imap_in("alice", mailbox));
+    let (limit, bound) = FIRST_LIMITS;
+    let found = slot_of(server, mailbox).set_limits(limit, bound);
+    found.expect("limits");
 }
 
 #[test]
@@ -77,8 +86,9 @@ fn a_mailbox_begins_with_nothing_stable_and_who_waits_says_so_again_and_again() 
             .format(format)
             .xid("xid_uid_wait", "100s")
             .start();
-        server.append("alice", "INBOX", &message(1));
         let daemon = Daemon::start(&server);
+        server.append("alice", "INBOX", &message(1));
+        daemon.forget();
         let mut client = server.imap_in("alice", "INBOX");
         daemon.wait_event("the first look", |e| e.kind == 'w');
         let waiting = client.send("UID FETCH 1 (FLAGS)");
@@ -116,6 +126,7 @@ fn what_the_daemon_does_itself_is_no_news_to_it() {
 fn without_a_daemon_mail_works_and_one_that_starts_is_found() {
     let server = clustered().start();
     let mut client = server.imap_in("alice", "INBOX");
+    make_room(&server, "INBOX");
     for n in 1..50 {
         client.append("INBOX", &message(n));
     }
@@ -146,6 +157,7 @@ fn deliveries_are_refused_where_the_node_is_cut_off_and_wait_for_a_daemon() {
         assert_eq!(lda.code, 75, "no daemon: {lda:?}");
 
         let daemon = Daemon::start(&server);
+        make_room(&server, "INBOX");
         daemon.cut(true);
         let answers = server.lmtp().deliver(&["alice"], &message(3));
         assert_eq!(answers[0].0, 451, "cut off: {answers:?}");
@@ -199,9 +211,16 @@ fn sieve_files_nothing_where_the_node_is_cut_off() {
 #[test]
 fn the_table_of_a_cluster_says_what_is_promised_and_how_far_uids_go() {
     let server = clustered().start();
-    server.append("alice", "INBOX", &message(1));
+    drop(server.imap_in("alice", "INBOX"));
     let table = Assigner::open(&server, "alice");
     let state = table.state(&guid(&server, "alice", "INBOX"));
-    assert_eq!((state.watermark, state.last_uid), (0, 1));
+    assert_eq!((state.watermark, state.last_uid), (0, 0));
     assert_eq!((state.promised, state.limit, state.bound), (u32::MAX, 0, 0));
+
+    let _daemon = Daemon::start(&server);
+    server.append("alice", "INBOX", &message(1));
+    let state = table.state(&guid(&server, "alice", "INBOX"));
+    assert_eq!((state.watermark, state.last_uid), (0, 1));
+    assert_eq!(state.promised, u32::MAX);
+    assert_eq!((state.limit, state.bound), FIRST_LIMITS);
 }

@@ -12,4 +12,5 @@ mod daemon;
 mod events;
 mod interlock;
 mod pair;
+mod room;
 mod travel;

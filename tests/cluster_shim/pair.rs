@@ -21,7 +21,10 @@ impl Pair {
 
     pub fn of(formats: [Format; 2]) -> Pair {
         let names = ["foo", "bar"];
-        let servers = [0, 1].map(|i| server(names[i], formats[i]).start());
+        Pair::of_servers([0, 1].map(|i| server(names[i], formats[i]).start()))
+    }
+
+    pub fn of_servers(servers: [Dovecot; 2]) -> Pair {
         let daemons = [0, 1].map(|i| Daemon::start(&servers[i]));
         Pair { daemons, servers }
     }

@@ -372,7 +372,8 @@ fn neither_gate_nor_limit_stops_what_the_daemon_does() {
         .xid("xid_uid_wait", "60s");
     let mut node = Node::start_with(setup);
     node.server.allow_log("xidd");
-    let mut client = node.server.imap(USER);
+    let mut client = node.server.imap_in(USER, "INBOX");
+    node.state("xid expose", "INBOX", &["0", "4", "200", "0"]);
     for n in 1..=4 {
         client.append("INBOX", &message(n));
     }

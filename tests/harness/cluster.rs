@@ -448,6 +448,24 @@ impl Cluster {
         self.start_xidd(node);
     }
 
+    /// The node gets a new, empty disk: all mail is gone, and all that its daemon knew. Its Dovecot
+    /// runs; its daemon is to be started.
+    pub fn replace_disk(&self, node: usize) {
+        self.kill_xidd(node);
+        if self.node(node).is_running() {
+            self.node(node).crash();
+        }
+        let place = &self.member(node).place;
+        std::fs::remove_dir_all(&place.state).expect("the daemon's files");
+        std::fs::create_dir_all(&place.state).expect("the folder is made");
+        let home = self.node(node).home("alice");
+        let homes = home.parent().expect("a folder");
+        for home in std::fs::read_dir(homes).expect("the homes").flatten() {
+            std::fs::remove_dir_all(home.path()).expect("the mail");
+        }
+        self.node(node).start_again();
+    }
+
     /// Everything is up, goes on and reaches everything, whatever was done before.
     pub fn heal(&self) {
         self.net.heal().expect("the links are whole");
