@@ -1,7 +1,7 @@
 //! Comparing tails: by UID and GUID, never by counts.
 
 use super::types::{Entry, Ident, Stable, Tail, Uid};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How far S can move: the highest UID up to which all firm `tails` say the same.
 ///
@@ -97,10 +97,12 @@ pub fn lacks<G: Ident, X: Ident>(s: Uid, mine: &Tail<G, X>, theirs: &Tail<G, X>)
 /// XID: two nodes that got a message by themselves (both had it before they had the plug-in)
 /// named it twice. The lowest node's name counts.
 ///
-/// `tails` in the order of their nodes. An XID that names something else here is left alone.
+/// `tails` in the order of their nodes. An XID that names something else here is left alone. Of
+/// more than `most` the result is a part that can be taken over by itself, the rest follows.
 pub fn misnamed<G: Ident, X: Ident>(
     mine: &[Entry<G, X>],
     tails: &[&[Entry<G, X>]],
+    most: usize,
 ) -> Vec<(Uid, X)> {
     let better = |e: &Entry<G, X>| {
         let twins = tails.iter().filter_map(|t| find(t, e.uid));
@@ -111,20 +113,43 @@ pub fn misnamed<G: Ident, X: Ident>(
             .map(|o| (e.uid, o.xid.clone()))
     };
     let alive = || mine.iter().filter(|e| !e.expunged);
-    let mut changes: Vec<_> = alive().filter_map(better).collect();
+    let mut changes: BTreeMap<Uid, X> = alive().filter_map(better).collect();
     loop {
-        let stays = |uid: Uid| changes.iter().all(|(changed, _)| *changed != uid);
-        let kept: BTreeSet<&X> = alive().filter(|e| stays(e.uid)).map(|e| &e.xid).collect();
-        let free: Vec<_> = changes
-            .iter()
-            .filter(|(_, x)| !kept.contains(x))
-            .cloned()
-            .collect();
-        if free.len() == changes.len() {
-            return free;
+        let stays = |e: &&Entry<G, X>| !changes.contains_key(&e.uid);
+        let kept: BTreeSet<&X> = alive().filter(stays).map(|e| &e.xid).collect();
+        let taken = |x: &X| kept.contains(x);
+        if !changes.values().any(taken) {
+            break;
         }
-        changes = free;
+        let free = changes.iter().filter(|(_, x)| !taken(x));
+        changes = free.map(|(uid, x)| (*uid, x.clone())).collect();
     }
+    if changes.len() <= most {
+        return changes.into_iter().collect();
+    }
+    let holders: BTreeMap<&X, Uid> = alive().map(|e| (&e.xid, e.uid)).collect();
+    part_of(&changes, &holders, most)
+}
+
+/// A part of `changes` after which no XID is there twice: such as take a name that nobody has, or
+/// else some that pass their names round.
+fn part_of<X: Ident>(
+    changes: &BTreeMap<Uid, X>,
+    holders: &BTreeMap<&X, Uid>,
+    most: usize,
+) -> Vec<(Uid, X)> {
+    let nobodys = changes.iter().filter(|(_, x)| !holders.contains_key(x));
+    let part: Vec<_> = nobodys.take(most).map(|(u, x)| (*u, x.clone())).collect();
+    if !part.is_empty() {
+        return part;
+    }
+    let mut ring = BTreeMap::new();
+    let mut next = changes.iter().next();
+    while let Some((uid, xid)) = next.filter(|(uid, _)| !ring.contains_key(*uid)) {
+        ring.insert(*uid, xid.clone());
+        next = holders.get(xid).and_then(|uid| changes.get_key_value(uid));
+    }
+    ring.into_iter().collect()
 }
 
 #[cfg(test)]
@@ -247,21 +272,44 @@ mod tests {
         let other = named_tail(&[named(9, "a", 1), named(10, "b", 3)]);
         assert_eq!(agreed(&stable(8, 0), &[&one, &other]), 9);
         assert!(!conflict(8, &one, &other));
-        assert_eq!(misnamed(&other.entries, &[&one.entries]), [(10, 2)]);
+        assert_eq!(misnamed(&other.entries, &[&one.entries], 9), [(10, 2)]);
     }
 
     #[test]
     fn names_that_are_swapped_are_swapped_back_together() {
         let lower = [named(9, "a", 1), named(10, "a", 2)];
         let mine = [named(9, "a", 2), named(10, "a", 1)];
-        assert_eq!(misnamed(&mine, &[&lower]), [(9, 1), (10, 2)]);
+        assert_eq!(misnamed(&mine, &[&lower], 9), [(9, 1), (10, 2)]);
+    }
+
+    #[test]
+    fn many_names_are_taken_over_in_parts_and_none_is_there_twice() {
+        // A name moves up from message to message, two are swapped, others are new here.
+        let theirs = [5, 1, 2, 3, 21, 20, 30, 31].iter().zip(1..);
+        let ours = [1, 2, 3, 4, 20, 21, 40, 41].iter().zip(1..);
+        let lower: Vec<_> = theirs.map(|(x, uid)| named(uid, "a", *x)).collect();
+        let mut mine: Vec<_> = ours.map(|(x, uid)| named(uid, "a", *x)).collect();
+        for most in [1, 2, 3] {
+            let mut steps = 0;
+            while mine != lower {
+                let part = misnamed(&mine, &[&lower], most);
+                assert!(!part.is_empty() && part.len() <= most.max(2), "{part:?}");
+                for (uid, xid) in part {
+                    mine[uid as usize - 1].xid = xid;
+                }
+                let names: BTreeSet<u8> = mine.iter().map(|e| e.xid).collect();
+                assert_eq!(names.len(), mine.len(), "{mine:?}");
+                steps += 1;
+                assert!(steps <= mine.len());
+            }
+        }
     }
 
     #[test]
     fn a_name_that_another_message_has_here_is_not_taken_twice() {
         let lower = [named(9, "a", 1)];
         let mine = [named(9, "a", 3), named(11, "a", 1)];
-        assert_eq!(misnamed(&mine, &[&lower]), []);
+        assert_eq!(misnamed(&mine, &[&lower], 9), []);
     }
 
     #[test]

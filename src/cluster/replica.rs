@@ -19,7 +19,8 @@ pub struct Config {
     pub incarnation: Incarnation,
     /// How many UIDs above S a node may give out by itself.
     pub window: Uid,
-    /// How many messages one tail carries at most; the rest follows when S has moved.
+    /// How many messages one tail carries at most, or get other XIDs at once; the rest follows when
+    /// S has moved.
     pub chunk: usize,
     /// Close the gate after so many syncs that did not settle a conflict.
     pub gate_after: u8,
@@ -344,7 +345,7 @@ impl<'a, G: Ident, X: Ident> Holder<'a, G, X> {
         let tails: Vec<_> = lower
             .filter_map(|(_, t)| t.map(|t| t.value.above(self.base)))
             .collect();
-        let xids = misnamed(&self.mine.entries, &tails);
+        let xids = misnamed(&self.mine.entries, &tails, self.config.chunk);
         if xids.is_empty() || !self.config.rules.adopt_xids {
             return None;
         }
@@ -775,7 +776,11 @@ fn enter<G: Ident, X: Ident>(
     }
     let prefix = view.local.entries.partition_point(|e| e.uid <= stable.uid);
     let theirs = view.source.as_ref().map(|s| &s.entries[..]);
-    let xids = misnamed(&view.local.entries[..prefix], &[theirs.unwrap_or_default()]);
+    let xids = misnamed(
+        &view.local.entries[..prefix],
+        &[theirs.unwrap_or_default()],
+        config.chunk,
+    );
     if rules.adopt_xids && !xids.is_empty() {
         return Step::Adopt { xids };
     }
