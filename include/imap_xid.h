@@ -1045,8 +1045,8 @@ int32_t imap_xid_box_promise(struct imap_xid_box *xbox, uint32_t uid);
 uint32_t imap_xid_box_last_uid(const struct imap_xid_box *xbox);
 
 /**
- * The highest UID that a new message may get here. 0: not known since the boot, so nothing holds
- * new messages back. Loads only.
+ * The highest UID that a new message may get here. 0: nobody said so yet; in a cluster there is no
+ * room for new messages until the daemon does. Loads only.
  *
  * The caller promises:
  * `xbox` is a mailbox.
@@ -1063,17 +1063,20 @@ uint32_t imap_xid_box_bound(const struct imap_xid_box *xbox);
 
 /**
  * Says how far UIDs may go, of new messages (limit) and by replication (bound); 0: not known.
- * Wakes who waits for room. For the cluster daemon's side. Lost with a reboot.
+ * Wakes who waits for room. For the cluster daemon's side. Lost with a reboot; the limit then is a
+ * little above the watermark.
  *
  * Returns 0, or an error.
  *
  * The caller promises:
  * `xbox` is a mailbox.
  */
-int32_t imap_xid_box_set_limits(struct imap_xid_box *xbox, uint32_t limit, uint32_t bound);
+int32_t imap_xid_box_set_limits(struct imap_xid_box *xbox,
+                                uint32_t limit,
+                                uint32_t bound);
 
 /**
- * Sleeps until new messages may have UIDs up to `uid`, `timeout_ms` at most; counts the wait if
+ * Sleeps until somebody said that new messages may have UIDs up to `uid`, `timeout_ms` at most; counts the wait if
  * there is one. Hold no lock meanwhile.
  *
  * Returns 1 when they may, 0 when the time is over or a signal came before, or an error, which
@@ -1387,9 +1390,20 @@ int32_t imap_xid_box_by_guid(struct imap_xid_box *xbox,
                              size_t room);
 
 /**
- * The lowest UID at which a message with this GUID was expunged from the mailbox. That is
- * remembered only in roots whose uid_source is not local, and for the last 50,000 expunged
- * messages of a root.
+ * Whether a message with this GUID is in the mailbox, or was and is remembered, see
+ * imap_xid_box_expunged().
+ *
+ * Returns 1 when it is or was, 0 when nothing is known of one, or an error.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox, `guid` points to `guid_len` octets.
+ */
+int32_t imap_xid_box_had(struct imap_xid_box *xbox, const char *guid, size_t guid_len);
+
+/**
+ * The lowest UID at which a message with this GUID was expunged from the mailbox while it was
+ * stable. That is remembered only in roots whose uid_source is not local, and for the last 50,000
+ * expunged messages of a root.
  *
  * Returns 1 and stores the UID, 0 when nothing is known of one, or an error.
  *

@@ -332,6 +332,23 @@ int xid_mailbox_gone_guid(struct mailbox *box, const char *guid,
 	return count < 0 ? -1 : 0;
 }
 
+bool xid_mailbox_had_guid(struct mailbox *box, const char *guid)
+{
+	struct xid_mailbox *xbox = xid_mailbox_get(box);
+	const char *registered;
+	int32_t ret;
+
+	if (xbox == NULL || xid_registry_cover(xbox) < 0)
+		return TRUE;
+	registered = xid_guid_registered(xbox, guid);
+	ret = imap_xid_box_had(xbox->core, registered, strlen(registered));
+	if (ret < 0) {
+		xid_mailbox_log_error(xbox, "registry cannot be used");
+		xbox->registered_uid = 0;
+	}
+	return ret != 0;
+}
+
 /*
  * News
  */

@@ -277,6 +277,59 @@ xid_saved_mail_copied(struct mailbox_transaction_context *t,
 	i_zero(&saved->keep);
 }
 
+static bool
+xid_saves_guid(struct mailbox_transaction_context *t, const char *guid)
+{
+	struct xid_saved_mail *mails;
+	unsigned int i, count = xid_saved_mails(t, &mails);
+
+	for (i = 0; i < count; i++) {
+		if (mails[i].guid != NULL && strcmp(mails[i].guid, guid) == 0)
+			return TRUE;
+	}
+	return FALSE;
+}
+
+/* Storages let a copy keep its source's GUID. But replication takes two
+   messages of a mailbox that share a GUID for one, and what was expunged for
+   what it shall take away elsewhere. */
+static bool
+xid_copy_needs_guid(const struct mail_save_context *ctx, struct mail *mail)
+{
+	struct mailbox_transaction_context *t = ctx->transaction;
+	struct xid_mailbox *xbox = xid_mailbox_context(t->box);
+	const char *guid;
+
+	if (xbox->disabled || ctx->data.guid != NULL ||
+	    !xid_user_is_clustered(xbox->xuser) ||
+	    xid_user_replicates(xbox->xuser) ||
+	    mail_get_special(mail, MAIL_FETCH_GUID, &guid) < 0 || *guid == '\0')
+		return FALSE;
+	return xid_saves_guid(t, guid) || xid_mailbox_had_guid(t->box, guid);
+}
+
+/* The file is written anew: links to the source's would keep its GUID. */
+static int xid_copy_with_new_guid(struct mail_save_context *ctx,
+				  struct mail *mail)
+{
+	struct mailbox *box = ctx->transaction->box;
+	bool disabled = box->disable_reflink_copy_to;
+	guid_128_t guid;
+	int ret;
+
+	if (xid_storage_is_maildir(box)) {
+		/* the file is called so */
+		mailbox_save_set_guid(ctx, maildir_filename_generate());
+	} else {
+		guid_128_generate(guid);
+		mailbox_save_set_guid(ctx, guid_128_to_string(guid));
+	}
+	box->disable_reflink_copy_to = TRUE;
+	ret = xid_mailbox_context(box)->module_ctx.super.copy(ctx, mail);
+	box->disable_reflink_copy_to = disabled;
+	return ret;
+}
+
 static int xid_copy(struct mail_save_context *ctx, struct mail *mail)
 {
 	struct mailbox_transaction_context *t = ctx->transaction;
@@ -289,8 +342,11 @@ static int xid_copy(struct mail_save_context *ctx, struct mail *mail)
 	const char *guid;
 
 	xid_saved_mail_begin(t);
-	if (xbox->module_ctx.super.copy(ctx, mail) < 0)
+	if (xid_copy_needs_guid(ctx, mail)) {
+		return xid_copy_with_new_guid(ctx, mail);
+	} else if (xbox->module_ctx.super.copy(ctx, mail) < 0) {
 		return -1;
+	}
 	if (xbox->disabled)
 		return 0;
 	if (xid_save_is_replication(xbox)) {

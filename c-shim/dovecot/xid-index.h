@@ -180,6 +180,9 @@ ARRAY_DEFINE_TYPE(xid_found_mail, struct xid_found_mail);
    copied one within the mailbox. -1 = the registry cannot be asked (logged). */
 int xid_mailbox_find_guid(struct mailbox *box, const char *guid,
 			  ARRAY_TYPE(xid_found_mail) *found_r);
+/* find.c: a message of the mailbox has this GUID, or one that is gone had it.
+   Also TRUE where that cannot be found out (logged). */
+bool xid_mailbox_had_guid(struct mailbox *box, const char *guid);
 
 /* find.c: append "0:XID" of those that had this GUID and are gone, as far as that
    is remembered. After xid_mailbox_find_guid(); returns as that. */

@@ -83,9 +83,29 @@ pub unsafe extern "C" fn imap_xid_box_by_guid(
     })
 }
 
-/// The lowest UID at which a message with this GUID was expunged from the mailbox. That is
-/// remembered only in roots whose uid_source is not local, and for the last 50,000 expunged
-/// messages of a root.
+/// Whether a message with this GUID is in the mailbox, or was and is remembered, see
+/// imap_xid_box_expunged().
+///
+/// Returns 1 when it is or was, 0 when nothing is known of one, or an error.
+///
+/// # Safety
+/// `xbox` is a mailbox, `guid` points to `guid_len` octets.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn imap_xid_box_had(
+    xbox: *mut imap_xid_box,
+    guid: *const c_char,
+    guid_len: usize,
+) -> i32 {
+    status(|| {
+        // SAFETY: the caller's promise.
+        let (xbox, guid) = unsafe { (given(xbox, "xbox")?, octets(guid, guid_len)?) };
+        Ok(i32::from(xbox.root.registry.had(&xbox.mailbox, guid)?))
+    })
+}
+
+/// The lowest UID at which a message with this GUID was expunged from the mailbox while it was
+/// stable. That is remembered only in roots whose uid_source is not local, and for the last 50,000
+/// expunged messages of a root.
 ///
 /// Returns 1 and stores the UID, 0 when nothing is known of one, or an error.
 ///

@@ -8,6 +8,8 @@
 //!
 //! Another node may also have begun to take a message in just before it was expunged here, and ask for
 //! its XID just after. So the XIDs of the last [`GONE`] are remembered as well, stable or not.
+//!
+//! Nor may a client's copy of a message that is here, or was, get that one's GUID.
 
 use super::Exported;
 use super::db::Db;
@@ -36,6 +38,10 @@ const FORGET_OLD_XIDS: &str = "DELETE FROM gone WHERE id <= (SELECT max(id) FROM
 
 const XIDS: &str = "SELECT n.name, g.number, g.guid FROM boxes b, gone g, namespaces n \
     WHERE b.guid = ?1 AND g.box = b.id AND g.guid = ?2 AND n.id = g.ns ORDER BY g.id DESC LIMIT ?3";
+
+const HAD: &str = "SELECT EXISTS (SELECT 1 FROM messages WHERE box = b.id AND guid = ?2) \
+    OR EXISTS (SELECT 1 FROM expunged WHERE box = b.id AND guid = ?2) \
+    OR EXISTS (SELECT 1 FROM gone WHERE box = b.id AND guid = ?2) FROM boxes b WHERE b.guid = ?1";
 
 const FORGET_OLD: &str = "DELETE FROM expunged WHERE id <= (SELECT max(id) FROM expunged) - ?1";
 
@@ -77,7 +83,13 @@ pub(super) fn xids(
     })
 }
 
-/// The lowest UID at which a message with this GUID was expunged.
+/// Whether a message with this GUID is there, or was.
+pub(super) fn had(db: &Db, mailbox: &BoxGuid, guid: &[u8]) -> Result<bool, Error> {
+    let found = db.one(HAD, (mailbox.as_slice(), guid), |row| row.get(0))?;
+    Ok(found.unwrap_or(false))
+}
+
+/// The lowest UID at which a message with this GUID was expunged while it was stable.
 pub(super) fn find(db: &Db, mailbox: &BoxGuid, guid: &[u8]) -> Result<Option<u32>, Error> {
     db.one(
         "SELECT e.uid FROM boxes b, expunged e WHERE b.guid = ?1 AND e.box = b.id AND e.guid = ?2",

@@ -452,8 +452,17 @@ impl Registry {
         })
     }
 
-    /// The lowest UID at which a message with this GUID was expunged here, as far as that is
-    /// remembered: in mail roots with watermarks, and not for ever.
+    /// Whether a message with this GUID is here or was, as far as that is remembered: what was
+    /// expunged, in mail roots with watermarks, and not for ever.
+    pub fn had(&self, mailbox: &Mailbox, guid: &[u8]) -> Result<bool, Error> {
+        self.ask_about(mailbox, |db| {
+            self.ingest(db)?;
+            expunged::had(db, &mailbox.guid, guid)
+        })
+    }
+
+    /// The lowest UID at which a message with this GUID was expunged here while it was stable, as
+    /// far as that is remembered: in mail roots with watermarks, and not for ever.
     pub fn expunged(&self, mailbox: &Mailbox, guid: &[u8]) -> Result<Option<u32>, Error> {
         self.ask_about(mailbox, |db| {
             self.ingest(db)?;

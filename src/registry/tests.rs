@@ -1277,10 +1277,14 @@ fn expunged_messages_are_remembered_where_there_are_watermarks() {
     assert_eq!(registry.by_guid(&inbox, b"c", 9).unwrap()[0].uid, 4);
     assert!(registry.by_guid(&inbox, b"b", 9).unwrap().is_empty());
 
-    // Above the watermark it may have moved.
+    // Above the watermark it may have moved, but it was here.
+    assert!(!registry.had(&inbox, b"d").unwrap());
     registry.note(&inbox, &[entry(5, "foo-5", "d")]).unwrap();
+    assert!(registry.had(&inbox, b"d").unwrap());
     registry.forget(&inbox, &[5]).unwrap();
     assert_eq!(registry.expunged(&inbox, b"d").unwrap(), None);
+    assert!(registry.had(&inbox, b"d").unwrap());
+    assert!(registry.had(&inbox, b"b").unwrap());
 
     // Which XIDs they had is remembered of both.
     let gone = |guid: &[u8]| {

@@ -3,6 +3,7 @@
 //! Everything is judged by the history checker of `tests/lab`, which knows only the lines that
 //! clients got. `IMAP_XID_SOAK=1` plays random schedules for half an hour and more.
 
+mod copies;
 #[path = "../harness/mod.rs"]
 mod harness;
 #[path = "../lab/history.rs"]

@@ -8,6 +8,7 @@ mod harness;
 mod assign;
 
 mod broken;
+mod copies;
 mod daemon;
 mod events;
 mod interlock;

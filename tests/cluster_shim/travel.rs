@@ -153,10 +153,16 @@ fn a_message_from_a_node_without_the_plug_in_gets_a_new_xid() {
 fn messages_that_share_a_guid_have_each_its_own_xid_on_all_nodes() {
     for format in [Format::Sdbox, Format::Mdbox] {
         let pair = Pair::start(format);
+        // They are from before the cluster, in which a copy gets a GUID of its own.
+        pair.servers[0].set_xid("xid_uid_source", "local");
+        pair.servers[0].restart();
         pair.servers[0].append("alice", "INBOX", &message(1));
         let mut client = pair.servers[0].imap_in("alice", "INBOX");
         client.ok("COPY 1 INBOX");
         client.ok("COPY 1 INBOX");
+        drop(client);
+        pair.servers[0].set_xid("xid_uid_source", "cluster");
+        pair.servers[0].restart();
         let there = messages(&pair.servers[0], "INBOX");
         assert_eq!(there[0].guid, there[2].guid, "{format:?}");
         pair.introduce("INBOX");
