@@ -21,6 +21,7 @@ Checks the cluster protocol exhaustively, breadth first, or by random walks.
   settle=N           check I6 in one state of N (16; 0: never)
   random=STEPS       random walks of that many steps in all, seed=N
   limit=STATES       stop after so many states
+  deep=1             depth first: a fraction of the memory, but traces are long
   threads=N          (1)
   without=RULE       leave one rule out";
 
@@ -35,7 +36,7 @@ fn main() {
         ..Cluster::default()
     };
     cluster.budget.append = number(&args[1]) as u8;
-    let (mut random, mut seed, mut limit, mut threads) = (0, 1, 0, 1);
+    let (mut random, mut seed, mut limit, mut threads, mut deep) = (0, 1, 0, 1, false);
     for arg in &args[2..] {
         let (name, value) = arg.split_once('=').unwrap_or((arg, "1"));
         if name == "without" {
@@ -63,6 +64,7 @@ fn main() {
             "random" => (random, cluster.walking) = (value as usize, true),
             "seed" => seed = value,
             "limit" => limit = value as usize,
+            "deep" => deep = value != 0,
             "threads" => threads = value as usize,
             "show" => println!("{}", brief(&cluster.init_states()[0])),
             "dropped" => cluster = cluster.clone().from(cluster.one_dropped()),
@@ -86,6 +88,8 @@ fn main() {
             start,
             &checker.spawn_simulation(seed, UniformChooser).join(),
         );
+    } else if deep {
+        report(&args, start, &checker.spawn_dfs().join());
     } else {
         report(&args, start, &checker.spawn_bfs().join());
     }
