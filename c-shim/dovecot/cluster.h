@@ -9,6 +9,7 @@
      interlock.c  what must not change, and how far UIDs may go
      broken.c     replication that broke off
      import.c     messages that come from other nodes keep their XIDs
+     reassign.c   messages that came during a sync get UIDs above it
 
    Nothing here does anything for other users. The daemon's socket lies in
    Dovecot's base_dir. One message is one line, its fields separated by TABs
@@ -131,6 +132,16 @@ void xid_broken_deinit(void);
 /* Before the transaction is committed: find the XIDs of the messages that come
    from other nodes. -1 = they are not known now (the storage error is set). */
 int xid_import_prepare(struct mailbox_transaction_context *t);
+
+/*
+ * reassign.c
+ */
+
+/* dsync gives messages new UIDs that came while it was at work. */
+bool xid_is_reassigning(struct mailbox_transaction_context *t);
+/* Does that in place of the transaction, which is gone then. */
+int xid_reassign_commit(struct mailbox_transaction_context *t,
+			struct mail_transaction_commit_changes *changes_r);
 
 /*
  * tree.c

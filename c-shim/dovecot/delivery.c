@@ -344,6 +344,8 @@ xid_wait_transaction_commit(struct mailbox_transaction_context *t,
 		xid_commit_refuse(t);
 		return -1;
 	}
+	if (save_count > 0 && xid_is_reassigning(t))
+		return xid_reassign_commit(t, changes_r);
 	if (save_count > 0) {
 		refusal = xid_delivery_must_wait(wbox);
 		if (refusal != NULL)

@@ -17,8 +17,6 @@
 	"The change would break what the cluster agreed on, try again later"
 
 #define XID_EXPUNGE_REASON "xid: expunging what was moved"
-#define XID_REASSIGNING \
-	"Messages came during the sync, try again later"
 #define XID_BARRIER_REASON "xid: a promise"
 
 /* What a UID must be above to be moved. In a table without a cluster nothing is
@@ -81,24 +79,6 @@ xid_interlock_objections(struct mailbox_transaction_context *t)
 	return why;
 }
 
-/* A message came while dsync was at work, and dsync gives all that is in the
-   wrong place now new UIDs, at the end of the same sync. It takes the old ones
-   out of the index without telling the storage: a maildir keeps their files,
-   and the messages come back a second time. The next sync, which finds nothing
-   that came in between, puts them where they belong. */
-static bool xid_is_reassigning(struct mailbox_transaction_context *t)
-{
-	struct xid_user *xuser = xid_mailbox_context(t->box)->xuser;
-	struct xid_saved_mail *mails;
-	unsigned int i, count = xid_saved_mails(t, &mails);
-
-	for (i = 0; i < count; i++) {
-		if (mails[i].moved_uid != 0 && mails[i].wanted_uid == 0)
-			return xid_user_is_clustered(xuser);
-	}
-	return FALSE;
-}
-
 static int xid_interlock_check(struct mailbox_transaction_context *t)
 {
 	struct mailbox *box = t->box;
@@ -106,11 +86,6 @@ static int xid_interlock_check(struct mailbox_transaction_context *t)
 	imap_xid_box *core = xid_wait_attached(xbox->wait);
 	const char *why;
 
-	if (xid_is_reassigning(t)) {
-		mail_storage_set_error(box->storage, MAIL_ERROR_TEMP,
-				       XID_REASSIGNING);
-		return -1;
-	}
 	why = xid_interlock_objections(t);
 	if (why == NULL)
 		return 0;

@@ -153,6 +153,8 @@ struct xid_mailbox {
 	   with its XIDs. */
 	bool moving:1;
 	bool moved:1;
+	/* reassign.c does what dsync does at the end of a sync */
+	bool reassigning:1;
 	/* recover.c expunged half a copy: the next sync carries it out. */
 	bool strays:1;
 };
