@@ -21,15 +21,15 @@ FISHCOMPDIR ?= $(PREFIX)/share/fish/vendor_completions.d
 
 # The plug-in has a target folder of its own, so that building it and building the tools do not
 # throw each other's objects away.
-PLUGIN_TARGET := $(CURDIR)/target/dovecot
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+PLUGIN_TARGET := $(TARGET)/dovecot
 PLUGIN := $(PLUGIN_TARGET)/release/libimap_xid.so
 PLUGIN_DEBUG := $(PLUGIN_TARGET)/debug/libimap_xid.so
-XIDCTL := $(CURDIR)/target/release/xidctl
-XIDD := $(CURDIR)/target/release/xidd
+XIDCTL := $(TARGET)/release/xidctl
+XIDD := $(TARGET)/release/xidd
 # cargo builds it along with the tests.
-XIDCTL_DEBUG := $(CURDIR)/target/debug/xidctl
-XIDD := $(CURDIR)/target/release/xidd
-XIDD_DEBUG := $(CURDIR)/target/debug/xidd
+XIDCTL_DEBUG := $(TARGET)/debug/xidctl
+XIDD_DEBUG := $(TARGET)/debug/xidd
 TEST_FEATURES := cli,cluster
 
 .PHONY: help deps deps-soak build build-plugin build-plugin-debug build-tools install uninstall demo \
