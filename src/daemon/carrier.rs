@@ -220,6 +220,11 @@ type Key = (Mailbox, String);
 /// a sync that another daemon ordered, and expunged it since: the message comes back, under another
 /// UID. So a state that ends before the stable prefix does is of no use. Whole users are
 /// synced seldom, and always from the beginning.
+///
+/// They are not kept over a restart of the daemon. A state must be gone from the disk before the sync
+/// begins that it is used for, so each sync would wait for the disk once more; and while the daemon
+/// is down others move S and sync by other ways, so that most of what was kept could not be used.
+/// Once per mailbox and peer a sync looks at the whole mailbox instead.
 #[derive(Default)]
 struct States {
     known: HashMap<Key, (u64, String)>,
