@@ -26,7 +26,6 @@ fn travel<'a>(
 }
 
 #[test]
-#[ignore = "for make soak, and known to fail: a node names a message anew that has an XID already, and takes the first one over later"]
 fn a_state_saved_on_one_node_misses_nothing_on_another() {
     let cluster = Cluster::setup().nodes(3).start();
     let mut writers = observers(&cluster);
