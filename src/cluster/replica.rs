@@ -54,6 +54,8 @@ pub struct Rules {
     pub skip_settled: bool,
     pub force_sync: bool,
     pub open_gate: bool,
+    /// No rule but a short cut: who publishes last moves S in the same transaction.
+    pub conclude: bool,
 }
 
 impl Default for Rules {
@@ -81,6 +83,7 @@ impl Default for Rules {
             skip_settled: true,
             force_sync: true,
             open_gate: true,
+            conclude: true,
         }
     }
 }
@@ -122,7 +125,7 @@ impl Replica {
     pub fn txn_done(&mut self, wrote: Option<Rev>) {
         match (self.pending.take(), wrote) {
             (Some(Kind::Withdraw), Some(rev)) => self.withdrawn = Some(rev),
-            (Some(Kind::Advance), Some(_)) => self.tries = 0,
+            (Some(Kind::Advance | Kind::Conclude), Some(_)) => self.tries = 0,
             _ => {}
         }
     }
@@ -145,7 +148,8 @@ impl Replica {
         match step {
             Step::Txn(txn) => {
                 self.pending = Some(txn.kind);
-                if matches!(txn.kind, Kind::Publish | Kind::Withdraw | Kind::Join) {
+                let ours = [Kind::Publish, Kind::Conclude, Kind::Withdraw, Kind::Join];
+                if ours.contains(&txn.kind) {
                     self.withdrawn = None;
                 }
             }
@@ -387,12 +391,15 @@ impl<'a, G: Ident, X: Ident> Holder<'a, G, X> {
         if let Some(step) = self.loosen(replica) {
             return Some(step);
         }
-        if self.published.is_none_or(|p| !self.up_to_date(&p.value)) {
-            return Some(self.withdraw());
-        }
         // A peer whose tail is firm sees the same clash, and withdraws; of two that did, the
         // lower one syncs.
         let ready = clashes.iter().find(|(n, t)| !t.firm && self.config.me < *n);
+        // Where messages keep coming, a tail that is up to date would be chased for ever: who syncs
+        // does that first, and closes the gate.
+        let chasing = ready.is_some() && self.view.etcd.gate.is_none();
+        if !chasing && self.published.is_none_or(|p| !self.up_to_date(&p.value)) {
+            return Some(self.withdraw());
+        }
         let Some((peer, _)) = ready else {
             return Some(Step::Wait);
         };
@@ -493,8 +500,18 @@ impl<'a, G: Ident, X: Ident> Holder<'a, G, X> {
             return None;
         }
         // A mark above every UID was made when other messages were here.
-        if rules.promise && (promised < end || promised >= self.view.local.next) {
+        if rules.promise && promised >= self.view.local.next {
             return Some(Step::Promise { end });
+        }
+        if rules.promise && promised < end {
+            // What came since the promise waits for the next one, or nothing would be published
+            // where messages keep coming.
+            let before = self.published.filter(|p| p.value.firm);
+            let before = before.map_or(self.base, |p| p.value.end);
+            return Some(match promised > before.max(self.base) {
+                true => self.write_firm(cut(&self.mine, promised)),
+                false => Step::Promise { end },
+            });
         }
         if self
             .published
@@ -502,8 +519,54 @@ impl<'a, G: Ident, X: Ident> Holder<'a, G, X> {
         {
             return None;
         }
+        Some(self.write_firm(self.mine.clone()))
+    }
+
+    /// Publishes this much of our tail, and moves S with it where that is all it waits for.
+    fn write_firm(&self, tail: Tail<G, X>) -> Step<G, X> {
+        let rules = &self.config.rules;
         let (stable, own) = (rules.publish_checks_stable, rules.publish_checks_tail);
-        Some(self.write(Kind::Publish, self.mine.clone(), stable, own))
+        match self.conclude(&tail) {
+            Some(step) => step,
+            None => self.write(Kind::Publish, tail, stable, own),
+        }
+    }
+
+    /// Moves S together with our publication, where that is all it waits for: the two are one
+    /// transaction, which depends on what both depend on.
+    fn conclude(&self, mine: &Tail<G, X>) -> Option<Step<G, X>> {
+        let rules = &self.config.rules;
+        if !rules.conclude {
+            return None;
+        }
+        let mut theirs = Vec::new();
+        for (node, tail) in &self.others {
+            theirs.push((*node, (*tail)?));
+        }
+        let values = theirs.iter().map(|(_, tail)| &tail.value);
+        let values: Vec<_> = [mine].into_iter().chain(values).collect();
+        let uid = self.judge(&values);
+        if uid <= self.stable.uid {
+            return None;
+        }
+        let (mut when, mut then) = self.moved(uid, &theirs);
+        if !rules.publish_checks_stable {
+            when.retain(|condition| !matches!(condition, Condition::Stable(_)));
+        }
+        let (me, rev) = (self.config.me, self.published.map_or(Rev(0), |p| p.rev));
+        if rules.publish_checks_tail && rules.advance_checks_tails {
+            when.push(Condition::Tail(me, rev));
+        }
+        if mine.next > uid + 1 {
+            then.push(Put::Tail(me, mine.clone()));
+        } else if self.published.is_some() {
+            then.push(Put::DropTail(me));
+        }
+        Some(Step::Txn(Txn {
+            kind: Kind::Conclude,
+            when,
+            then,
+        }))
     }
 
     /// Moves S as far as all holders agree.
@@ -552,6 +615,20 @@ impl<'a, G: Ident, X: Ident> Holder<'a, G, X> {
     }
 
     fn advance_txn(&self, uid: Uid, tails: &[(Node, &At<Tail<G, X>>)]) -> Step<G, X> {
+        let (when, then) = self.moved(uid, tails);
+        Step::Txn(Txn {
+            kind: Kind::Advance,
+            when,
+            then,
+        })
+    }
+
+    /// What it depends on, and what it writes, to move S to where these tails agree.
+    fn moved(
+        &self,
+        uid: Uid,
+        tails: &[(Node, &At<Tail<G, X>>)],
+    ) -> (Vec<Condition>, Vec<Put<G, X>>) {
         let rules = &self.config.rules;
         let mut when = Vec::new();
         if rules.advance_checks_stable {
@@ -570,11 +647,7 @@ impl<'a, G: Ident, X: Ident> Holder<'a, G, X> {
                 then.push(Put::DropTail(*node));
             }
         }
-        Step::Txn(Txn {
-            kind: Kind::Advance,
-            when,
-            then,
-        })
+        (when, then)
     }
 
     /// Syncs with a peer that lacks something we have.
@@ -627,6 +700,16 @@ fn tail_of<G: Ident, X: Ident>(local: &Local<G, X>, s: Uid, chunk: usize) -> Tai
         end,
         next: local.next,
         entries: entries.to_vec(),
+    }
+}
+
+/// What of a tail lies at or below `end`.
+fn cut<G: Ident, X: Ident>(tail: &Tail<G, X>, end: Uid) -> Tail<G, X> {
+    let below = tail.entries.partition_point(|e| e.uid <= end);
+    Tail {
+        end,
+        entries: tail.entries[..below].to_vec(),
+        ..tail.clone()
     }
 }
 

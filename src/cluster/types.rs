@@ -190,6 +190,8 @@ pub enum Kind {
     Withdraw,
     /// Move S.
     Advance,
+    /// Publish a firm tail and move S, which waited for nothing else.
+    Conclude,
     /// Drop dead holders.
     Shrink,
     /// Become a holder.

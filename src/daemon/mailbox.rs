@@ -778,6 +778,10 @@ impl<S: Site> Task<S> {
             Kind::Publish => metrics.publications.inc(),
             Kind::Withdraw => metrics.withdrawals.inc(),
             Kind::Advance => metrics.advances.inc(),
+            Kind::Conclude => {
+                metrics.publications.inc();
+                metrics.advances.inc()
+            }
             Kind::Shrink => metrics.evictions.inc(),
             Kind::Join => metrics.joins.inc(),
             Kind::CloseGate => metrics.gates.inc(),

@@ -248,6 +248,7 @@ fn step_name<G, X>(step: &Step<G, X>) -> &'static str {
             Kind::Publish => "publish",
             Kind::Withdraw => "withdraw",
             Kind::Advance => "advance",
+            Kind::Conclude => "conclude",
             Kind::Shrink => "shrink",
             Kind::Join => "join",
             Kind::CloseGate => "close_gate",

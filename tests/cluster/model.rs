@@ -332,9 +332,11 @@ fn after_a_crash_everything_counts_as_promised() {
     );
 }
 
+/// Where tails cross on their way S is moved by a transaction of its own. Here every one is, so that
+/// the search need not find two that cross.
 #[test]
 fn an_advance_checks_the_tails_it_compared() {
-    let cluster = never_settling(cluster(2, 3, &["rogue"]));
+    let cluster = never_settling(cluster(2, 3, &["rogue"])).without("conclude");
     let start = cluster.one_ahead();
     needs("advance_checks_tails", "I1", cluster.from(start));
 }
@@ -357,12 +359,13 @@ fn a_late_tail_does_not_replace_a_withdrawal() {
     needs(rule, "I1", with_a_late_tail(rule));
 }
 
+/// As above, every tail is published by itself.
 #[test]
 fn the_tail_of_a_lost_disk_does_not_come_late() {
     needs(
         "publish_checks_stable",
         "I1",
-        never_settling(cluster(2, 2, &["disk"])),
+        never_settling(cluster(2, 2, &["disk"])).without("conclude"),
     );
 }
 

@@ -425,6 +425,7 @@ impl Cluster {
             "skip_settled" => &mut self.rules.skip_settled,
             "force_sync" => &mut self.rules.force_sync,
             "open_gate" => &mut self.rules.open_gate,
+            "conclude" => &mut self.rules.conclude,
             "interlock" => &mut self.host.interlock,
             "promised_over_crash" => &mut self.host.promised_over_crash,
             "window" => &mut self.host.window,
