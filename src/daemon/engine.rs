@@ -166,6 +166,7 @@ impl<S: Site> Shared<S> {
     fn wake_all(&self) {
         let look = Inbox {
             look: true,
+            members: true,
             ..Inbox::default()
         };
         let tasks = self.tasks.lock();
@@ -357,6 +358,7 @@ impl<S: Site> Engine<S> {
             name: Some(name),
             flags: kind == Change::Flags,
             heard: (kind == Change::Added).then(Instant::now),
+            members: false,
         };
         self.shared.wake(Mailbox { user, guid }, inbox);
     }

@@ -45,6 +45,9 @@ const PATIENCE: Duration = Duration::from_millis(400);
 /// So long after a conflict nothing is pushed before it is promised: what collides again would be
 /// refused, and cost more than it gains.
 const CALM: Duration = Duration::from_secs(1);
+/// A look at a mailbox of which nothing was heard since serves for so long: what was told may have
+/// been lost.
+const KEEPS: Duration = Duration::from_secs(1);
 /// Changes of flags are gathered for so long before they are carried to the peers.
 const GATHER: Duration = Duration::from_millis(50);
 
@@ -68,6 +71,8 @@ pub struct Inbox {
     pub flags: bool,
     /// When the first new message was heard of.
     pub heard: Option<Instant>,
+    /// The members changed, or the membership began: what failed before may not fail now.
+    pub members: bool,
 }
 
 impl Inbox {
@@ -81,6 +86,7 @@ impl Inbox {
         self.rev = self.rev.max(other.rev);
         self.name = other.name.filter(|n| !n.is_empty()).or(self.name.take());
         self.flags |= other.flags;
+        self.members |= other.members;
         self.heard = self.heard.or(other.heard);
     }
 }
@@ -129,6 +135,14 @@ struct Push {
     patience: Duration,
 }
 
+/// A mailbox as it was seen.
+#[derive(Clone)]
+struct Fresh {
+    above: Uid,
+    look: Look,
+    at: Instant,
+}
+
 /// What a sync that ended was for.
 struct Synced {
     peer: Node,
@@ -152,8 +166,8 @@ pub struct Task<S: Site> {
     source: Option<Source<Text, Text>>,
     /// Which staged messages the source was asked about, and what it said.
     settled: BTreeMap<Text, bool>,
-    /// The mailbox as the last operation left it, and from which UID on.
-    fresh: Option<(Uid, Look)>,
+    /// The mailbox as it was seen last, and from which UID on; `None` once it may have changed.
+    fresh: Option<Fresh>,
     /// From which UID on to look.
     above: Uid,
     /// etcd's revision that the last round saw.
@@ -217,8 +231,8 @@ impl<S: Site> Task<S> {
             let pace = match self.round().await {
                 Ok(pace) => pace,
                 Err(error) => {
-                    // Whatever wakes us meanwhile would only fail again.
-                    tokio::time::sleep(self.failed(&error)).await;
+                    let pause = self.failed(&error);
+                    self.recover(pause).await;
                     continue;
                 }
             };
@@ -281,6 +295,22 @@ impl<S: Site> Task<S> {
                     return true;
                 }
                 () = tokio::time::sleep_until(end) => return false,
+            }
+        }
+    }
+
+    /// Waits after a failure. What wakes us meanwhile would only fail again, unless it is news of
+    /// the members.
+    async fn recover(&mut self, pause: Duration) {
+        let end = tokio::time::Instant::now() + pause;
+        loop {
+            tokio::select! {
+                () = self.wake.bell.notified() => {
+                    if self.read_inbox().members {
+                        return;
+                    }
+                }
+                () = tokio::time::sleep_until(end) => return,
             }
         }
     }
@@ -359,27 +389,28 @@ impl<S: Site> Task<S> {
         let (above, place, shared) = (self.above, self.place.clone(), self.shared.clone());
         let looking = async {
             match fresh {
-                Some((from, look)) if from <= above => Ok((from, look)),
+                Some(fresh) if fresh.above <= above && fresh.at.elapsed() < KEEPS => Ok(fresh),
                 _ => {
                     let look = shared.site.local().act(&place, &Op::Look, above).await;
-                    look.map(|look| (above, look))
+                    look.map(|look| Fresh::new(above, look))
                 }
             }
         };
         let (snapshot, looked) = tokio::join!(store.snapshot_at(&place.mailbox), looking);
         let At { rev, value: etcd } = snapshot?;
         self.seen = rev;
-        let (mut from, mut look) = match looked {
+        let mut fresh = match looked {
             Ok(found) => found,
             Err(host::Error::NotFound) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
         self.above = holding(&etcd, session).map_or(0, |stable| stable.uid);
-        if from > self.above {
-            (from, look) = (self.above, self.act(&Op::Look).await?);
+        if fresh.above > self.above {
+            fresh = Fresh::new(self.above, self.act(&Op::Look).await?);
         }
-        tracing::trace!(from, next = look.local.next, "looked");
-        let mut local = look.local;
+        let mut local = fresh.look.local.clone();
+        tracing::trace!(from = fresh.above, next = local.next, "looked");
+        self.keep(fresh, &etcd, session);
         remember_expunges(&mut local, &etcd, session.me.node);
         self.check_source(&etcd);
         self.ask_settled(session, &etcd, &local).await?;
@@ -392,6 +423,15 @@ impl<S: Site> Task<S> {
             local,
             source,
         }))
+    }
+
+    /// Keeps a look for the next decision, which mostly follows what another node wrote. Only
+    /// where nothing changes its UID: who settles a conflict, or takes a prefix in, looks each time.
+    fn keep(&mut self, fresh: Fresh, etcd: &Snapshot<Text, Text>, session: &Session) {
+        let firm = etcd.tails.values().all(|tail| tail.value.firm);
+        if firm && !self.alone && holding(etcd, session).is_some() {
+            self.fresh = Some(fresh);
+        }
     }
 
     /// Does something to the mailbox here.
@@ -722,7 +762,7 @@ impl<S: Site> Task<S> {
             Step::DropStaged { guid } => Op::DropStaged { guid },
         };
         let look = self.act(&op).await?;
-        self.fresh = Some((self.above, look));
+        self.fresh = Some(Fresh::new(self.above, look));
         Ok(Pace::Again)
     }
 
@@ -946,6 +986,13 @@ fn fingerprint(peer: Node, view: &View<Text, Text>) -> u64 {
     let stable = view.etcd.stable.as_ref().map(|at| at.rev);
     (theirs, stable, &view.local.entries, view.local.next).hash(&mut hasher);
     hasher.finish()
+}
+
+impl Fresh {
+    fn new(above: Uid, look: Look) -> Fresh {
+        let at = Instant::now();
+        Fresh { above, look, at }
+    }
 }
 
 impl<S: Site> Drop for Task<S> {

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use super::Metrics;
 use super::config::{Config, WINDOW};
 use super::engine::Error;
+use super::pulse::{BEATS, Pulse};
 use crate::cluster::{Node, Rev};
 use crate::etcd::{self, Lease, Mailbox, Members, Registration, Store};
 
@@ -16,6 +18,12 @@ use crate::etcd::{self, Lease, Mailbox, Members, Registration, Store};
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// How long after its lease a dead node's claim may still be seen: etcd looks every half second.
 const GRACE: Duration = Duration::from_secs(2);
+/// How much earlier than the next one each endpoint of etcd is tried.
+const HEAD_START: Duration = Duration::from_millis(300);
+/// How often it is looked whether a node fell silent.
+const LISTEN: Duration = Duration::from_millis(100);
+/// Time limit of taking it out; then it is looked again.
+const ENDING: Duration = Duration::from_secs(1);
 /// Bytes of a disk's identity.
 const DISK_ID_BYTES: usize = 16;
 
@@ -95,9 +103,9 @@ impl Member {
         let disk = disk_id(&self.config.borrow().state_dir)?;
         let mut pause = PAUSES.0;
         let mut taken_since = None;
-        for attempt in 0.. {
+        loop {
             let config = self.config.borrow().clone();
-            let ended = self.live(&config, &disk, attempt, &mut stop).await;
+            let ended = self.live(&config, &disk, &mut stop).await;
             self.session.send_replace(None);
             self.metrics.member.set(0);
             match ended {
@@ -118,7 +126,6 @@ impl Member {
                 _ = stop.wait_for(|stop| *stop) => return Ok(()),
             }
         }
-        Ok(())
     }
 
     /// One membership, from its begin to its end.
@@ -126,22 +133,9 @@ impl Member {
         &self,
         config: &Config,
         disk: &str,
-        attempt: usize,
         stop: &mut watch::Receiver<bool>,
     ) -> Result<End, Error> {
-        let mut settings = config.store()?;
-        // One endpoint at a time, the first one first: a client of several sends its requests to
-        // all of them in turn, those that are down included.
-        let count = settings.endpoints.len().max(1);
-        settings.endpoints = settings
-            .endpoints
-            .into_iter()
-            .skip(attempt % count)
-            .take(1)
-            .collect();
-        let connecting = Store::connect(&settings);
-        let connected = tokio::time::timeout(settings.timeout, connecting).await;
-        let mut store = connected.map_err(|_| Error::Silent(settings.endpoints.concat()))??;
+        let mut store = nearest(&config.store()?).await?;
         let me = store
             .register(&config.node, &config.namespace, disk)
             .await?;
@@ -165,8 +159,8 @@ impl Member {
         // A receiver that is gone is an engine that stops.
         let _ = self.news.send(News::Missed).await;
         let ended = tokio::select! {
-            lost = self.keep(store.clone(), &mut lease, config.lease) => lost,
-            lost = self.follow(session, from) => lost,
+            lost = self.keep(&session, &mut lease, config.lease) => lost,
+            lost = self.follow(session.clone(), from, config.lease) => lost,
             _ = stop.wait_for(|stop| *stop) => Ok(End::Stopped),
         };
         if !matches!(ended, Ok(End::Lost)) {
@@ -183,20 +177,28 @@ impl Member {
         self.session.send_replace(Some(Arc::new(session)));
     }
 
-    /// Keeps the lease, which lasts so long, until it is lost.
+    /// Keeps the lease, which lasts so long, until it is lost, and tells the others each time.
     async fn keep(
         &self,
-        mut store: Store,
+        session: &Session,
         lease: &mut Lease,
         lasts: Duration,
     ) -> Result<End, etcd::Error> {
-        let third = lasts / 3;
+        let mut store = session.store.clone();
+        let third = lasts / BEATS;
         let mut kept = Instant::now();
         loop {
+            let next = tokio::time::Instant::now() + third;
             match tokio::time::timeout(third, lease.keep()).await {
                 Ok(Ok(true)) => {
                     kept = Instant::now();
-                    tokio::time::sleep(third).await;
+                    // A beat that does not get through is made up for by the next one.
+                    let beat = tokio::time::timeout(third, store.beat(&session.me)).await;
+                    if !matches!(beat, Ok(Ok(()))) {
+                        self.metrics.etcd_failures.inc();
+                        tracing::debug!(?beat, "telling the others that we are alive");
+                    }
+                    tokio::time::sleep_until(next).await;
                     continue;
                 }
                 Ok(Ok(false)) => return Ok(End::Lost),
@@ -216,9 +218,16 @@ impl Member {
     }
 
     /// Hears of changes until our own liveness is gone.
-    async fn follow(&self, mut session: Session, from: Rev) -> Result<End, etcd::Error> {
+    async fn follow(
+        &self,
+        mut session: Session,
+        from: Rev,
+        lease: Duration,
+    ) -> Result<End, etcd::Error> {
         let mut seen = from;
         let mut store = session.store.clone();
+        let me = (session.me.node, session.me.incarnation);
+        let mut pulse = Pulse::new(me, lease);
         loop {
             let mut watch = match store.watch(seen).await {
                 Ok(watch) => watch,
@@ -228,7 +237,14 @@ impl Member {
                     continue;
                 }
             };
-            while let Ok(Some(message)) = watch.message().await {
+            loop {
+                let heard = tokio::time::timeout(LISTEN, watch.message()).await;
+                self.end_the_silent(&mut store, &pulse).await;
+                let message = match heard {
+                    Err(_) => continue,
+                    Ok(Ok(Some(message))) => message,
+                    Ok(_) => break,
+                };
                 if message.canceled() {
                     if message.compact_revision() > 0 {
                         // What happened until then nobody can tell any more.
@@ -237,10 +253,13 @@ impl Member {
                     }
                     break;
                 }
-                let Some(heard) = self.hear(&mut session, &message, &mut seen).await? else {
-                    continue;
+                let news = Heard {
+                    seen: &mut seen,
+                    pulse: &mut pulse,
                 };
-                return Ok(heard);
+                if let Some(end) = self.hear(&mut session, &message, news).await? {
+                    return Ok(end);
+                }
             }
             tokio::time::sleep(PAUSES.0).await;
         }
@@ -251,18 +270,29 @@ impl Member {
         &self,
         session: &mut Session,
         message: &etcd_client::WatchResponse,
-        seen: &mut Rev,
+        news: Heard<'_>,
     ) -> Result<Option<End>, etcd::Error> {
         let mut members_changed = false;
-        for kv in message.events().iter().filter_map(etcd_client::Event::kv) {
+        for event in message.events() {
+            let Some(kv) = event.kv() else { continue };
             let rev = Rev(u64::try_from(kv.mod_revision()).unwrap_or(0));
-            *seen = rev.max(*seen);
-            match session.store.keys().parse(kv.key()) {
-                Some((mailbox, _)) => {
-                    let _ = self.news.send(News::Mailbox(mailbox, rev)).await;
-                }
-                None => members_changed = true,
+            *news.seen = rev.max(*news.seen);
+            session.store.saw(rev);
+            if let Some((mailbox, _)) = session.store.keys().parse(kv.key()) {
+                let _ = self.news.send(News::Mailbox(mailbox, rev)).await;
+                continue;
             }
+            let beats = match session.store.keys().parse_alive(kv.key()) {
+                Some(who) if event.event_type() == etcd_client::EventType::Put => {
+                    news.pulse.heard(who, kv.lease(), rev, Instant::now())
+                }
+                Some(who) => {
+                    news.pulse.gone(who);
+                    false
+                }
+                None => false,
+            };
+            members_changed |= !beats;
         }
         if !members_changed {
             return Ok(None);
@@ -277,6 +307,68 @@ impl Member {
         let _ = self.news.send(News::Members).await;
         Ok(None)
     }
+
+    /// Takes out nodes that fell silent. What fails is tried again at the next look.
+    async fn end_the_silent(&self, store: &mut Store, pulse: &Pulse) {
+        for (who, heard) in pulse.silent(Instant::now()) {
+            let ending = store.end(who, heard);
+            match tokio::time::timeout(ENDING, ending).await {
+                Ok(Ok(true)) => tracing::warn!(
+                    node = who.0.0,
+                    "fell silent: it is no member any more, the others go on without it"
+                ),
+                // Somebody else was faster; the watch will tell.
+                Ok(Ok(false)) => {}
+                failed => tracing::debug!(?failed, "taking out a silent node"),
+            }
+        }
+    }
+}
+
+/// Where it is noted what a message tells.
+struct Heard<'a> {
+    /// The highest revision.
+    seen: &'a mut Rev,
+    pulse: &'a mut Pulse,
+}
+
+/// The first endpoint that answers for the whole of etcd. (A client of several would send its
+/// requests to all of them in turn, those that are down included.) The first of the list is
+/// this node's own, mostly: each gets a start before the next.
+async fn nearest(settings: &etcd::Settings) -> Result<Store, Error> {
+    let mut tries = JoinSet::new();
+    let mut limit = settings.timeout;
+    for (start, endpoint) in (0..).zip(&settings.endpoints) {
+        let one = etcd::Settings {
+            endpoints: vec![endpoint.clone()],
+            ..settings.clone()
+        };
+        limit = settings.timeout + HEAD_START * start;
+        tries.spawn(async move {
+            tokio::time::sleep(HEAD_START * start).await;
+            let mut store = Store::connect(&one).await?;
+            store.members().await?;
+            Ok::<_, etcd::Error>(store)
+        });
+    }
+    let mut failed = None;
+    let first = async {
+        while let Some(tried) = tries.join_next().await {
+            match tried {
+                Ok(Ok(store)) => return Some(store),
+                Ok(Err(error)) => failed = Some(error),
+                Err(_) => {}
+            }
+        }
+        None
+    };
+    if let Ok(Some(store)) = tokio::time::timeout(limit, first).await {
+        return Ok(store);
+    }
+    Err(match failed {
+        Some(error) => error.into(),
+        None => Error::Silent(settings.endpoints.join(", ")),
+    })
 }
 
 /// Whether trying again is of no use. A name is taken by somebody who is alive only when it still

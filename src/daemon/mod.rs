@@ -13,6 +13,7 @@ pub mod host;
 pub mod mailbox;
 pub mod member;
 pub mod metrics;
+mod pulse;
 pub mod site;
 pub mod socket;
 mod sweep;

@@ -9,6 +9,8 @@ mod keys;
 mod operator;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use etcd_client::{
@@ -127,6 +129,8 @@ pub struct Registration {
 pub struct Store {
     client: Client,
     keys: Keys,
+    /// The latest revision that we know to exist: nothing older is read any more.
+    latest: Arc<AtomicU64>,
 }
 
 impl Store {
@@ -149,6 +153,7 @@ impl Store {
         Ok(Store {
             client,
             keys: Keys::new(&settings.cluster),
+            latest: Arc::default(),
         })
     }
 
@@ -378,6 +383,32 @@ impl Store {
             .map_err(|e| bad(kv, e))
     }
 
+    /// Writes the node's liveness key again, as it is: whoever listens hears that it is alive.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached, or the key is gone.
+    pub async fn beat(&mut self, me: &Registration) -> Result<(), Error> {
+        let options = PutOptions::new().with_ignore_value().with_ignore_lease();
+        let key = self.keys.alive(me.node, me.incarnation);
+        self.client.put(key, "", Some(options)).await?;
+        Ok(())
+    }
+
+    /// Ends the membership of a node that fell silent, unless it was heard of since this revision.
+    /// False: it was, or it is gone already.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached.
+    pub async fn end(&mut self, who: (Node, Incarnation), heard: Rev) -> Result<bool, Error> {
+        let key = self.keys.alive(who.0, who.1);
+        let heard = i64::try_from(heard.0).unwrap_or(i64::MAX);
+        let same = Compare::mod_revision(key.as_str(), CompareOp::Equal, heard);
+        let txn = EtcdTxn::new()
+            .when([same])
+            .and_then([TxnOp::delete(key, None)]);
+        Ok(self.client.txn(txn).await?.succeeded())
+    }
+
     /// Gives the lease back: the others need not wait for its end.
     ///
     /// # Errors
@@ -392,11 +423,20 @@ impl Store {
     /// # Errors
     /// When etcd cannot be reached, or holds what we cannot read.
     pub async fn snapshot(&mut self, mailbox: &Mailbox) -> Result<Snapshot<Text, Text>, Error> {
-        Ok(self.snapshot_at(mailbox).await?.value)
+        let now = self.read(mailbox, false).await?;
+        self.saw(now.rev);
+        Ok(now.value)
     }
 
     /// [`Store::snapshot`], with etcd's revision at that moment: what a watch tells of it or an
     /// earlier one is in it.
+    ///
+    /// The moment may have passed: the member that we talk to answers by itself, without asking
+    /// the others how far they are. It is never before one that was read, written or heard of
+    /// through this store. So it is as if the answer had come then and whoever asked had been slow
+    /// to act on it, which every decision has to stand anyway: what it writes is conditional on
+    /// what it read. Only a mailbox's first record is made of who is there, which no condition
+    /// covers: a mailbox without one is read afresh.
     ///
     /// # Errors
     /// When etcd cannot be reached, or holds what we cannot read.
@@ -404,12 +444,35 @@ impl Store {
         &mut self,
         mailbox: &Mailbox,
     ) -> Result<At<Snapshot<Text, Text>>, Error> {
-        let prefix = || Some(GetOptions::new().with_prefix());
-        let keys_only = || Some(GetOptions::new().with_prefix().with_keys_only());
+        let near = self.read(mailbox, true).await?;
+        if near.value.stable.is_some() && near.rev.0 >= self.latest.load(Ordering::Acquire) {
+            self.saw(near.rev);
+            return Ok(near);
+        }
+        let now = self.read(mailbox, false).await?;
+        self.saw(now.rev);
+        Ok(now)
+    }
+
+    /// Takes note that etcd was at this revision.
+    pub fn saw(&self, rev: Rev) {
+        self.latest.fetch_max(rev.0, Ordering::AcqRel);
+    }
+
+    /// One moment's truth: as the member that we talk to knows it, or as all of them do.
+    async fn read(
+        &mut self,
+        mailbox: &Mailbox,
+        near: bool,
+    ) -> Result<At<Snapshot<Text, Text>>, Error> {
+        let options = || match near {
+            true => GetOptions::new().with_prefix().with_serializable(),
+            false => GetOptions::new().with_prefix(),
+        };
         let txn = EtcdTxn::new().and_then([
-            TxnOp::get(self.keys.mailbox(mailbox), prefix()),
-            TxnOp::get(self.keys.all_alive(), keys_only()),
-            TxnOp::get(self.keys.nodes(), prefix()),
+            TxnOp::get(self.keys.mailbox(mailbox), Some(options())),
+            TxnOp::get(self.keys.all_alive(), Some(options().with_keys_only())),
+            TxnOp::get(self.keys.nodes(), Some(options())),
         ]);
         let answer = self.client.txn(txn).await?;
         let rev = revision(answer.header());
@@ -511,10 +574,8 @@ impl Store {
             // It would end by itself; a failure is of no consequence.
             let _ = self.client.lease_revoke(lease).await;
         }
-        let revision = answer
-            .header()
-            .map_or(0, etcd_client::ResponseHeader::revision);
-        let revision = Rev(u64::try_from(revision).unwrap_or(0));
+        let revision = revision(answer.header());
+        self.saw(revision);
         Ok(answer.succeeded().then_some(revision))
     }
 
@@ -599,6 +660,7 @@ impl Store {
             alive: BTreeMap::new(),
             rev,
         };
+        self.saw(rev);
         for kv in &nodes {
             let member = encoding::member(kv.value()).map_err(|e| bad(kv, e))?;
             if !member.evicted {

@@ -199,6 +199,37 @@ fn a_snapshot_has_what_transactions_wrote_and_who_is_alive() {
 }
 
 #[test]
+fn a_silent_node_is_taken_out_unless_it_was_heard_of() {
+    with_store(|_, mut store| async move {
+        let me = store.register("n1", "n1", "disk").await?;
+        let who = (me.node, me.incarnation);
+        let lease = store.enter(&me, "here", LEASE_SECONDS).await?;
+        store.beat(&me).await?;
+        let earlier = store.members().await?.rev;
+        store.beat(&me).await?;
+        assert!(!store.end(who, earlier).await?, "it beat since");
+        let last = store.members().await?.rev;
+        assert!(store.end(who, last).await?);
+        assert!(store.members().await?.alive.is_empty());
+        assert!(store.beat(&me).await.is_err(), "it is no member any more");
+        store.leave(lease).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn what_the_nearest_member_knows_is_not_older_than_what_we_wrote() {
+    with_store(|_, mut store| async move {
+        let me = store.register("n1", "n1", "disk").await?;
+        assert!(store.snapshot_at(&mailbox()).await?.value.stable.is_none());
+        let rev = store.run(&mailbox(), &create(me.node)).await?;
+        let seen = store.snapshot_at(&mailbox()).await?;
+        assert_eq!(seen.value.stable.map(|stable| stable.rev), rev);
+        Ok(())
+    });
+}
+
+#[test]
 fn a_transaction_whose_condition_fails_writes_nothing() {
     with_store(|_, mut store| async move {
         let me = store.register("n1", "n1", "disk").await?;

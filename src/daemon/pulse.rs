@@ -1,0 +1,168 @@
+//! Who of the other nodes was heard of, and when.
+//!
+//! A node's lease ends by itself when nobody keeps it. But etcd gives all leases their whole time
+//! again when it elects a leader, and it has to whenever the machine that failed held its leader:
+//! then a dead node would be waited for twice as long as its lease. So each node also writes its
+//! liveness key again and again, a *beat*, and who hears nothing of another for the time of a lease
+//! takes it out. That is no more than what a lease's end is: the protocol stands it at any moment.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::cluster::{Incarnation, Node, Rev};
+
+/// Beats in the time of a lease.
+pub const BEATS: u32 = 3;
+
+/// A node with its disk.
+type Who = (Node, Incarnation);
+
+/// The others' beats, and our own.
+pub struct Pulse {
+    me: Who,
+    lease: Duration,
+    others: BTreeMap<Who, Beat>,
+    /// Under which lease each key was seen last.
+    leases: BTreeMap<Who, i64>,
+    /// Our own last beat that etcd took, and since when it took them all in time.
+    own: Option<Steady>,
+}
+
+/// When a node was heard of last, and at which revision.
+struct Beat {
+    at: Instant,
+    rev: Rev,
+}
+
+struct Steady {
+    since: Instant,
+    last: Instant,
+}
+
+impl Pulse {
+    /// Nobody was heard of yet.
+    #[must_use]
+    pub fn new(me: Who, lease: Duration) -> Pulse {
+        Pulse {
+            me,
+            lease,
+            others: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            own: None,
+        }
+    }
+
+    /// A liveness key was written at this revision, under this lease. True: it is a beat; false: the
+    /// node came, or came back, and until its first beat only its lease counts.
+    #[must_use]
+    pub fn heard(&mut self, who: Who, lease: i64, rev: Rev, at: Instant) -> bool {
+        let again = self.leases.insert(who, lease) == Some(lease);
+        if !again {
+            self.others.remove(&who);
+        } else if who == self.me {
+            self.beat(at);
+        } else {
+            self.others.insert(who, Beat { at, rev });
+        }
+        again
+    }
+
+    /// Its key is gone.
+    pub fn gone(&mut self, who: Who) {
+        self.leases.remove(&who);
+        self.others.remove(&who);
+    }
+
+    fn beat(&mut self, at: Instant) {
+        let in_time = |own: &&Steady| at.duration_since(own.last) < self.too_late();
+        let since = self.own.as_ref().filter(in_time).map(|own| own.since);
+        let since = since.unwrap_or(at);
+        self.own = Some(Steady { since, last: at });
+    }
+
+    /// Who fell silent, and the revision of the last beat.
+    ///
+    /// Nobody, while etcd does not take our own beats: then it does not take the others' either.
+    /// When it does again they get the time of a beat to be heard.
+    #[must_use]
+    pub fn silent(&self, now: Instant) -> Vec<(Who, Rev)> {
+        let heard_ourselves = self.own.as_ref().is_some_and(|own| {
+            now.duration_since(own.last) < self.too_late()
+                && now.duration_since(own.since) >= self.lease / BEATS
+        });
+        if !heard_ourselves {
+            return Vec::new();
+        }
+        let silent = |beat: &Beat| now.duration_since(beat.at) >= self.lease;
+        let others = self.others.iter().filter(|(_, beat)| silent(beat));
+        others.map(|(who, beat)| (*who, beat.rev)).collect()
+    }
+
+    /// So long after the last beat one is missing.
+    fn too_late(&self) -> Duration {
+        self.lease / BEATS * 3 / 2
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ME: Who = (Node(1), Incarnation(1));
+    const OTHER: Who = (Node(2), Incarnation(1));
+    const LEASE: Duration = Duration::from_secs(3);
+
+    /// Beats of both at these milliseconds; who is silent at the end of each.
+    fn silent_after(mine: &[u64], theirs: &[u64], now: u64) -> bool {
+        let start = Instant::now();
+        let at = |ms: &u64| start + Duration::from_millis(*ms);
+        let mut pulse = Pulse::new(ME, LEASE);
+        for (who, beats) in [(ME, mine), (OTHER, theirs)] {
+            assert!(!pulse.heard(who, 7, Rev(0), start), "it came");
+            for ms in beats {
+                assert!(pulse.heard(who, 7, Rev(*ms), at(ms)), "a beat");
+            }
+        }
+        let silent = pulse.silent(at(&now));
+        assert!(
+            silent.is_empty() || silent == [(OTHER, Rev(*theirs.last().expect("a beat")))],
+            "{silent:?}"
+        );
+        !silent.is_empty()
+    }
+
+    #[test]
+    fn who_is_silent_for_a_lease_is_gone() {
+        let mine = [0, 1000, 2000, 3000, 4000];
+        assert!(!silent_after(&mine, &[0, 1000], 3999));
+        assert!(silent_after(&mine, &[0, 1000], 4000));
+    }
+
+    #[test]
+    fn who_never_beat_has_only_a_lease() {
+        assert!(!silent_after(&[0, 1000, 2000, 3000, 4000], &[], 4000));
+    }
+
+    #[test]
+    fn nobody_is_silent_while_etcd_takes_no_beats() {
+        assert!(!silent_after(&[0, 1000], &[0, 1000], 9000));
+        // It takes them again: the other gets the time of one.
+        assert!(!silent_after(&[0, 1000, 9000], &[0, 1000], 9999));
+        assert!(silent_after(&[0, 1000, 9000, 10_000], &[0, 1000], 10_000));
+    }
+
+    #[test]
+    fn a_node_that_came_back_has_only_a_lease_until_it_beats() {
+        let start = Instant::now();
+        let mut pulse = Pulse::new(ME, LEASE);
+        let beats = [(OTHER, 7), (OTHER, 7), (OTHER, 8)];
+        let heard = beats.map(|(who, lease)| pulse.heard(who, lease, Rev(1), start));
+        assert_eq!(heard, [false, true, false]);
+        for second in 0..9 {
+            let _ = pulse.heard(ME, 9, Rev(2), start + Duration::from_secs(second));
+        }
+        assert!(pulse.silent(start + Duration::from_secs(8)).is_empty());
+        pulse.gone(OTHER);
+        assert!(!pulse.heard(OTHER, 8, Rev(3), start), "it came");
+    }
+}
