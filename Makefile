@@ -119,9 +119,9 @@ soak: deps-soak deb ## The long tests: thousands of kills, long fuzzing, Thunder
 bench: deps build ## Measure the figures of docs/performance.md against the same server without the plug-in
 	IMAP_XID_PLUGIN=$(PLUGIN) IMAP_XID_XIDCTL=$(XIDCTL) $(CARGO) bench --locked -j$(JOBS) --bench table --bench figures
 
+# ROWS="append contention": only the rows whose names contain one of these.
 bench-cluster: deps build ## Measure the cluster's figures of docs/performance.md beside stock Dovecot (as root)
-	$(CARGO) build --locked --release -j$(JOBS) --features cluster --bin xidd
-	IMAP_XID_PLUGIN=$(PLUGIN) IMAP_XID_XIDD=$(XIDD) $(CARGO) bench --locked -j$(JOBS) --features cluster --bench cluster
+	IMAP_XID_PLUGIN=$(PLUGIN) IMAP_XID_XIDD=$(XIDD) $(CARGO) bench --locked -j$(JOBS) --features $(TEST_FEATURES) --bench cluster -- $(ROWS)
 
 lint: ## Formatting, clippy, C warnings as errors, licences of the dependencies
 	$(CARGO) fmt --all --check

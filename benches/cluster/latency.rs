@@ -9,16 +9,17 @@ use crate::report::Report;
 use crate::rounds::{Side, alternate, quantile};
 use crate::stock::{Pair, replicating};
 
-/// Rounds of a comparison.
-const ROUNDS: usize = 10;
-/// APPENDs of one round.
-const APPENDS: usize = 20;
-/// Between two APPENDs of a client that is alone: all that the one before set off has ended.
+/// Between two APPENDs of a client that is alone, once all nodes have settled the one before: what
+/// that set off ends meanwhile.
 const REST: Duration = Duration::from_millis(300);
+/// The same for each millisecond that a packet takes: the last news are on their way that long.
+const REST_FOR_DELAY: u32 = 4;
+/// APPENDs of one round, and rounds, one right after the other.
+const BACK_TO_BACK: (usize, usize) = (20, 10);
 /// Bytes of a message's body.
 const BODY: usize = 4096 - 200;
 /// Messages whose UIDs are waited for.
-const SAMPLES: usize = 100;
+const SAMPLES: usize = 60;
 /// The same where the other node has to get the message by the replicator.
 const STOCK_SAMPLES: usize = 25;
 const USER: &str = "alice";
@@ -27,8 +28,9 @@ const APPEND_AT_MOST: f64 = 1.05;
 const UID_AT_MOST_MS: f64 = 150.0;
 
 pub fn measure(report: &mut Report) {
-    for delay in [0, 20, 100] {
-        append_beside_one_server(report, delay);
+    // The further apart, the longer it takes until a message is settled, and the fewer there are.
+    for (delay, turns) in [(0, (10, 8)), (20, (8, 6)), (100, (5, 5))] {
+        append_beside_one_server(report, delay, turns);
     }
     if report.wants("append_to_uid") {
         append_to_uid(report);
@@ -43,65 +45,91 @@ fn apart(delay: u64) -> Cluster {
     }
 }
 
-/// One client at a time: the time of an APPEND while nothing else goes on, and of one APPEND
-/// right after the other, which on a machine that all nodes share has their work beside it.
-fn append_beside_one_server(report: &mut Report, delay: u64) {
-    let names = [
-        (format!("append_{delay}ms"), REST),
-        (format!("append_{delay}ms_back_to_back"), Duration::ZERO),
-    ];
-    if !names.iter().any(|(name, _)| report.wants(name)) {
+/// One client at a time: the time of an APPEND while nothing else goes on. Beside it, without a limit,
+/// that of one APPEND right after the other: there the work that all nodes have with the ones
+/// before is done beside it, and on one machine by the same processors.
+fn append_beside_one_server(report: &mut Report, delay: u32, turns: (usize, usize)) {
+    let alone = format!("append_{delay}ms");
+    let row = format!("{alone}_back_to_back");
+    if !report.wants(&alone) && !report.wants(&row) {
         return;
     }
-    let (stock, cluster) = (Dovecot::setup().plugin(false).start(), apart(delay));
-    for (name, rest) in names {
-        if !report.wants(&name) {
-            continue;
-        }
-        let ours = cluster.node(1);
-        let side = |server| move || side(server, rest);
-        let spread = alternate(ROUNDS, APPENDS, side(&stock), side(ours));
-        let detail = format!(
-            "median of {ROUNDS} rounds of {APPENDS}, quartiles {:.2} to {:.2}; {:.2} ms to {:.2} ms",
-            spread.low,
-            spread.high,
-            spread.base * 1e3,
-            spread.ours * 1e3
-        );
-        let most = Some(APPEND_AT_MOST);
-        report.add(&name, Some(1.0), spread.ratio, "ratio", most, detail);
+    let (stock, cluster) = (Dovecot::setup().plugin(false).start(), apart(delay.into()));
+    let ours = cluster.node(1);
+    let rest = REST + Duration::from_millis(delay.into()) * REST_FOR_DELAY;
+    if report.wants(&alone) {
+        let (stock, ours) = (|| rested(&stock, rest, false), || rested(ours, rest, true));
+        compare(report, &alone, turns, Some(APPEND_AT_MOST), stock, ours);
+    }
+    if report.wants(&row) {
+        let side = |server| move || back_to_back(server);
+        compare(report, &row, BACK_TO_BACK, None, side(&stock), side(ours));
     }
 }
 
-/// A client whose every call is one APPEND, after a rest: its seconds.
-fn side<'a>(server: &Dovecot, rest: Duration) -> Side<'a> {
+fn compare<'a>(
+    report: &mut Report,
+    name: &str,
+    (slices, rounds): (usize, usize),
+    at_most: Option<f64>,
+    stock: impl FnMut() -> Side<'a>,
+    ours: impl FnMut() -> Side<'a>,
+) {
+    let spread = alternate(rounds, slices, stock, ours);
+    let detail = format!(
+        "median of {rounds} rounds of {slices}, quartiles {:.2} to {:.2}; {:.2} ms to {:.2} ms",
+        spread.low,
+        spread.high,
+        spread.base * 1e3,
+        spread.ours * 1e3
+    );
+    report.add(name, Some(1.0), spread.ratio, "ratio", at_most, detail);
+}
+
+/// A client whose every call is one APPEND, after a rest: its seconds. In a cluster it then waits,
+/// beside the clock, until the message's UID can be used.
+fn rested<'a>(server: &'a Dovecot, rest: Duration, settles: bool) -> Side<'a> {
     let mut client = Client::login(server.imap_addr(), USER);
+    let mut reader = settles.then(|| {
+        let mut reader = Client::login(server.imap_addr(), USER);
+        reader.ok("SELECT INBOX");
+        reader
+    });
     let message = message_of(1, BODY);
     Box::new(move || {
         std::thread::sleep(rest);
-        client.append("INBOX", &message)
+        let seconds = client.append("INBOX", &message);
+        if let Some(reader) = &mut reader {
+            reader.ok("NOOP");
+            reader.ok("FETCH * (UID)");
+        }
+        seconds
     })
 }
 
+/// A client whose every call is one APPEND.
+fn back_to_back<'a>(server: &'a Dovecot) -> Side<'a> {
+    let mut client = Client::login(server.imap_addr(), USER);
+    let message = message_of(1, BODY);
+    Box::new(move || client.append("INBOX", &message))
+}
+
+/// Stock replication joins two nodes, and so is compared with two; three take longer, since the writer
+/// has one sync with each of the others.
 fn append_to_uid(report: &mut Report) {
-    let cluster = Cluster::setup().nodes(3).start();
-    let ours = times_to_uid(cluster.node(1));
-    drop(cluster);
     let stock = times_to_other();
     let ms = |times: &[f64], part| 1e3 * quantile(times, part);
-    let detail = format!(
-        "{SAMPLES} messages, 90 % within {:.0} ms; stock: until the replicator brought it to the \
-         other node",
-        ms(&ours, 0.9)
-    );
-    report.add(
-        "append_to_uid_median",
-        Some(ms(&stock, 0.5)),
-        ms(&ours, 0.5),
-        "ms",
-        Some(UID_AT_MOST_MS),
-        detail,
-    );
+    for (name, nodes) in [("append_to_uid", 2), ("append_to_uid_three_nodes", 3)] {
+        let cluster = Cluster::setup().nodes(nodes).start();
+        let ours = times_to_uid(cluster.node(1));
+        let detail = format!(
+            "median of {SAMPLES} messages, 90 % within {:.0} ms; stock: until the replicator \
+             brought it to the other node",
+            ms(&ours, 0.9)
+        );
+        let (stock, ours) = (Some(ms(&stock, 0.5)), ms(&ours, 0.5));
+        report.add(name, stock, ours, "ms", Some(UID_AT_MOST_MS), detail);
+    }
 }
 
 /// From the first byte of an APPEND to the answer that has its UID, on the node that took it.

@@ -56,17 +56,17 @@ impl Report {
     }
 
     pub fn print_table(&self) {
-        println!("\n| figure | stock | ours | at most | | made of |\n|---|---|---|---|---|---|");
+        println!("\n| row | stock | ours | limit | reached | made of |\n|---|---|---|---|---|---|");
         for row in &self.rows {
             let stock = row.stock.map_or("-".into(), |stock| format!("{stock:.3}"));
-            let verdict = match row.at_most {
-                Some(most) if row.ours <= most => "reached",
-                Some(_) => "MISSED",
-                None => "",
+            let reached = match row.at_most {
+                Some(most) if row.ours <= most => "yes",
+                Some(_) => "NO",
+                None => "-",
             };
             let most = row.at_most.map_or("-".into(), |most| most.to_string());
             println!(
-                "| `{}` | {stock} | {:.3} {} | {most} | {verdict} | {} |",
+                "| `{}` | {stock} | {:.3} {} | {most} | {reached} | {} |",
                 row.name, row.ours, row.unit, row.detail
             );
         }
