@@ -42,6 +42,8 @@ const CUT_OFF: Duration = Duration::from_secs(30);
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
 /// After a push, so long the peer may take to say what it has now, before the next push.
 const PATIENCE: Duration = Duration::from_millis(400);
+/// With this patience a push was fruitless twice: the next one compares everything.
+const FRUITLESS: Duration = Duration::from_millis(1600);
 /// So long after a conflict nothing is pushed before it is promised: what collides again would be
 /// refused, and cost more than it gains.
 const CALM: Duration = Duration::from_secs(1);
@@ -620,7 +622,7 @@ impl<S: Site> Task<S> {
         }
         for (peer, force) in pushes(&self.replica, config, view) {
             if self.rests(peer, view).is_none() {
-                self.began(peer, view);
+                let force = self.began(peer, view) || force;
                 self.start(session, peer, force, false, false);
                 started = true;
             }
@@ -628,7 +630,9 @@ impl<S: Site> Task<S> {
         started
     }
 
-    fn began(&mut self, peer: Node, view: &View<Text, Text>) {
+    /// Notes that a push begins. True: the same was tried again and again, and nobody saw anything
+    /// of it; what replication remembers of the two nodes may be wrong.
+    fn began(&mut self, peer: Node, view: &View<Text, Text>) -> bool {
         let of = fingerprint(peer, view);
         let before = self.pushes.remove(&peer).filter(|push| push.of == of);
         let patience = before.map_or(PATIENCE, |push| (push.patience * 2).min(PAUSES.1));
@@ -638,6 +642,7 @@ impl<S: Site> Task<S> {
             patience,
         };
         self.pushes.insert(peer, push);
+        patience >= FRUITLESS
     }
 
     /// Starts a sync with a peer.
