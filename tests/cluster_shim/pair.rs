@@ -52,6 +52,15 @@ impl Pair {
         }
     }
 
+    /// So many messages are saved on the first server, and synced.
+    pub fn fill(&self, count: usize) {
+        for n in 1..=count {
+            self.servers[0].append("alice", "INBOX", &message(n));
+        }
+        self.introduce("INBOX");
+        self.sync_ok(&[]);
+    }
+
     /// Both have the same messages with the same UIDs and XIDs; returns them.
     pub fn same(&self, mailbox: &str) -> Vec<Message> {
         let [one, other] = [0, 1].map(|i| messages(&self.servers[i], mailbox));

@@ -54,11 +54,7 @@ fn messages_keep_their_xids_in_both_directions_and_all_formats() {
     ];
     for formats in formats {
         let pair = Pair::of(formats);
-        for n in 1..=5 {
-            pair.servers[0].append("alice", "INBOX", &message(n));
-        }
-        pair.introduce("INBOX");
-        pair.sync_ok(&[]);
+        pair.fill(5);
         let first = pair.same("INBOX");
         assert!(
             first
@@ -177,11 +173,7 @@ fn a_message_that_moved_elsewhere_keeps_its_xid_where_replication_copies_it() {
         // What the nodes published may be older than the move.
         for told in [true, false] {
             let pair = Pair::start(format);
-            for n in 1..=3 {
-                pair.servers[0].append("alice", "INBOX", &message(n));
-            }
-            pair.introduce("INBOX");
-            pair.sync_ok(&[]);
+            pair.fill(3);
             let before = pair.same("INBOX");
             let hex = inbox_hex(&pair.servers[0]);
             let xid = |command: &str, what: &str| {
@@ -209,11 +201,7 @@ fn a_message_that_moved_elsewhere_keeps_its_xid_where_replication_copies_it() {
 fn a_lost_disk_never_gives_its_numbers_again() {
     for format in Format::ALL {
         let pair = Pair::start(format);
-        for n in 1..=3 {
-            pair.servers[0].append("alice", "INBOX", &message(n));
-        }
-        pair.introduce("INBOX");
-        pair.sync_ok(&[]);
+        pair.fill(3);
         let before = pair.same("INBOX");
         pair.servers[0].stop();
         std::fs::remove_dir_all(pair.servers[0].mail_dir("alice")).expect("a disk is lost");
@@ -349,11 +337,7 @@ fn what_one_node_moved_is_the_same_where_it_was_not_moved_yet() {
         (Format::Maildir, false),
     ] {
         let pair = Pair::start(format);
-        for n in 1..=4 {
-            pair.servers[0].append("alice", "INBOX", &message(n));
-        }
-        pair.introduce("INBOX");
-        pair.sync_ok(&[]);
+        pair.fill(4);
         let before = named(&pair.same("INBOX"));
         let raise = |i: usize| moving(&pair.servers[i], &["raise", "100", "0"]);
         raise(0);

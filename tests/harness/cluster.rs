@@ -13,8 +13,6 @@
 
 use std::fs::{File, Permissions};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -24,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use super::etcd::Etcd;
 use super::net::{self, Net};
+use super::seqpacket;
 use super::{Dovecot, Format, LIMIT, Setup, cargo_binary, kill9, signal, until};
 
 /// Where doveadm listens on every node.
@@ -550,56 +549,12 @@ fn faketime() -> Option<PathBuf> {
 
 /// One message to the daemon's socket, and its answer.
 fn ask(socket: &Path, message: &[u8]) -> io::Result<String> {
-    let last = || io::Error::last_os_error();
-    // SAFETY: no pointers are passed.
-    let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0) };
-    if fd < 0 {
-        return Err(last());
+    /// A daemon that is stopped does not answer.
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let connection = seqpacket::open(socket, PATIENCE)?;
+    if !seqpacket::send(&connection, message) {
+        return Err(io::Error::last_os_error());
     }
-    // SAFETY: a descriptor just made, which nobody else has.
-    let socket_fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: sockaddr_un is plain data, for which all zeroes is a value.
-    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
-    let path = socket.as_os_str().as_bytes();
-    if path.len() >= address.sun_path.len() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    for (to, from) in address.sun_path.iter_mut().zip(path) {
-        *to = *from as libc::c_char;
-    }
-    let limit = libc::timeval {
-        tv_sec: 2,
-        tv_usec: 0,
-    };
-    let mut answer = [0u8; 4096];
-    let size = |n: usize| n as libc::socklen_t;
-    // SAFETY: every pointer is to something alive of the length that goes with it.
-    let got = unsafe {
-        let fd = socket_fd.as_raw_fd();
-        let limit: *const libc::timeval = &limit;
-        libc::setsockopt(
-            fd,
-            libc::SOL_SOCKET,
-            libc::SO_RCVTIMEO,
-            limit.cast(),
-            size(size_of::<libc::timeval>()),
-        );
-        let address: *const libc::sockaddr_un = &address;
-        if libc::connect(fd, address.cast(), size(size_of::<libc::sockaddr_un>())) != 0
-            || libc::send(
-                fd,
-                message.as_ptr().cast(),
-                message.len(),
-                libc::MSG_NOSIGNAL,
-            ) < 0
-        {
-            return Err(last());
-        }
-        libc::recv(fd, answer.as_mut_ptr().cast(), answer.len(), 0)
-    };
-    match usize::try_from(got) {
-        Ok(got) => Ok(String::from_utf8_lossy(&answer[..got]).trim().to_owned()),
-        Err(_) => Err(last()),
-    }
+    let answer = seqpacket::receive(&connection).ok_or(io::ErrorKind::UnexpectedEof)?;
+    Ok(answer.trim().to_owned())
 }

@@ -79,6 +79,7 @@ pub mod net;
 mod plugin;
 mod pop3;
 pub mod reply;
+pub mod seqpacket;
 mod server;
 mod slow;
 pub mod tls;
