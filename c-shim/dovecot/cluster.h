@@ -148,8 +148,10 @@ int xid_reassign_commit(struct mailbox_transaction_context *t,
  */
 
 void xid_tree_hook(struct xid_wait_mailbox *wbox, struct mailbox_vfuncs *v);
-/* A maildir that was made by nobody's mailbox_create(): what it lacks to be
-   the cluster's INBOX. The mailbox is open, and was not synced. */
-int xid_tree_inbox_opened(struct xid_wait_mailbox *wbox);
+/* Syncs a maildir for the first time. As INBOX it gets what it lacks to be the
+   cluster's, once. The mailbox is open, and was not synced. */
+int xid_tree_maildir_first_sync(struct xid_wait_mailbox *wbox);
+/* Opens the mailbox as the storage does; INBOX not while it is being made. */
+int xid_tree_open(struct mailbox *box);
 
 #endif

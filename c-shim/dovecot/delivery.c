@@ -280,15 +280,12 @@ static int xid_wait_mailbox_open(struct mailbox *box)
 {
 	struct xid_mailbox *xbox = xid_mailbox_context(box);
 
-	if (xbox->module_ctx.super.open(box) < 0)
+	if (xid_tree_open(box) < 0)
 		return -1;
 	if (!xbox->disabled && !box->creating &&
 	    strcmp(box->storage->name, "maildir") == 0 &&
-	    mail_index_get_header(box->view)->uid_validity == 0) {
-		if (xid_tree_inbox_opened(xbox->wait) < 0)
-			return -1;
-		return mailbox_sync(box, 0);
-	}
+	    mail_index_get_header(box->view)->uid_validity == 0)
+		return xid_tree_maildir_first_sync(xbox->wait);
 	return 0;
 }
 

@@ -1,11 +1,16 @@
 /* The mailbox tree of a clustered user: the daemon hears of its changes, and
    each node makes the same INBOX. */
 #include "cluster.h"
+#include "file-create-locked.h"
 #include "guid.h"
 #include "sha1.h"
 #include "str.h"
 #include "maildir-storage.h"
 #include "maildir-uidlist.h"
+
+/* While INBOX is made; in the mail root. */
+#define XID_INBOX_LOCK_NAME "xid.inbox.lock"
+#define XID_INBOX_LOCK_SECS 10
 
 /* Any number that all nodes have in common. The smallest one: a mailbox that
    is made again by other means gets a higher one, as it must. */
@@ -39,6 +44,67 @@ xid_inbox_update_fill(struct mailbox *box, struct mailbox_update *update)
 		update->uid_validity = XID_INBOX_UIDVALIDITY;
 }
 
+/* Who opens an INBOX that another process is making finishes it in its own way,
+   and gives it another GUID. So whoever makes it does so alone, and whoever
+   opens it for the first time waits for that. Returns NULL where nobody needs to
+   wait, or where the lock cannot be had: mail goes on. */
+static struct file_lock *xid_inbox_lock(struct xid_mailbox *xbox)
+{
+	const struct file_create_settings set = {
+		.lock_timeout_secs = XID_INBOX_LOCK_SECS,
+		.lock_settings = {
+			.lock_method = FILE_LOCK_METHOD_FLOCK,
+			.close_on_free = TRUE,
+		},
+	};
+	struct xid_user *xuser = xbox->xuser;
+	struct file_lock *lock;
+	const char *path, *error;
+	bool created;
+
+	if (!xbox->box->inbox_user || xuser->inbox_locked ||
+	    xuser->inbox_opened || !xid_user_is_clustered(xuser) ||
+	    xid_root_open(xbox) == NULL)
+		return NULL;
+	path = t_strconcat(xbox->root->dir, "/"XID_INBOX_LOCK_NAME, NULL);
+	if (file_create_locked(path, &set, &lock, &created, &error) < 0) {
+		e_warning(xbox->box->event, "xid: INBOX may be made twice: %s",
+			  error);
+		return NULL;
+	}
+	xuser->inbox_locked = TRUE;
+	return lock;
+}
+
+static void xid_inbox_unlock(struct xid_mailbox *xbox, struct file_lock **lock)
+{
+	if (*lock == NULL)
+		return;
+	file_lock_free(lock);
+	xbox->xuser->inbox_locked = FALSE;
+}
+
+/* Not a maildir: the folder that the lock goes into must not be there before it.
+   It has its GUID whoever comes first; what can happen is that the session which
+   synced it first has to log in again. */
+int xid_tree_open(struct mailbox *box)
+{
+	struct xid_mailbox *xbox = xid_mailbox_context(box);
+	struct file_lock *lock;
+	int ret;
+
+	if (xid_storage_is_maildir(box))
+		return xbox->module_ctx.super.open(box);
+	T_BEGIN {
+		lock = xid_inbox_lock(xbox);
+	} T_END;
+	ret = xbox->module_ctx.super.open(box);
+	if (ret == 0 && box->inbox_user)
+		xbox->xuser->inbox_opened = TRUE;
+	xid_inbox_unlock(xbox, &lock);
+	return ret;
+}
+
 static void xid_tree_changed(struct mailbox *box)
 {
 	struct xid_user *xuser = xid_mailbox_context(box)->xuser;
@@ -53,6 +119,8 @@ xid_tree_create_box(struct mailbox *box, const struct mailbox_update *update,
 {
 	struct xid_mailbox *xbox = xid_mailbox_context(box);
 	struct mailbox_update inbox_update;
+	struct file_lock *lock = NULL;
+	int ret;
 
 	if (box->inbox_user && !directory) {
 		if (update != NULL)
@@ -61,8 +129,15 @@ xid_tree_create_box(struct mailbox *box, const struct mailbox_update *update,
 			i_zero(&inbox_update);
 		xid_inbox_update_fill(box, &inbox_update);
 		update = &inbox_update;
+		/* after it was deleted, too */
+		xbox->xuser->inbox_opened = FALSE;
+		if (!xid_storage_is_maildir(box)) T_BEGIN {
+			lock = xid_inbox_lock(xbox);
+		} T_END;
 	}
-	if (xbox->module_ctx.super.create_box(box, update, directory) < 0)
+	ret = xbox->module_ctx.super.create_box(box, update, directory);
+	xid_inbox_unlock(xbox, &lock);
+	if (ret < 0)
 		return -1;
 	xid_tree_changed(box);
 	return 0;
@@ -98,7 +173,7 @@ static int xid_tree_set_subscribed(struct mailbox *box, bool set)
 	return 0;
 }
 
-int xid_tree_inbox_opened(struct xid_wait_mailbox *wbox)
+static int xid_maildir_inbox_fill(struct xid_wait_mailbox *wbox)
 {
 	struct mailbox *box = wbox->xbox->box;
 	struct maildir_mailbox *mbox = MAILDIR_MAILBOX(box);
@@ -114,6 +189,24 @@ int xid_tree_inbox_opened(struct xid_wait_mailbox *wbox)
 	i_zero(&update);
 	xid_inbox_update_fill(box, &update);
 	return box->v.update_box(box, &update);
+}
+
+int xid_tree_maildir_first_sync(struct xid_wait_mailbox *wbox)
+{
+	struct xid_mailbox *xbox = wbox->xbox;
+	struct file_lock *lock;
+	int ret;
+
+	T_BEGIN {
+		lock = xid_inbox_lock(xbox);
+	} T_END;
+	ret = xid_maildir_inbox_fill(wbox);
+	if (ret == 0)
+		ret = mailbox_sync(xbox->box, 0);
+	if (ret == 0 && xbox->box->inbox_user)
+		xbox->xuser->inbox_opened = TRUE;
+	xid_inbox_unlock(xbox, &lock);
+	return ret;
 }
 
 void xid_tree_hook(struct xid_wait_mailbox *wbox, struct mailbox_vfuncs *v)

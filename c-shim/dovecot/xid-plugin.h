@@ -109,6 +109,10 @@ struct xid_user {
 	bool acts_for_cluster:1;
 	/* Answers another node's question which XIDs messages have. */
 	bool asks_nobody:1;
+	/* tree.c: INBOX is made or opened under its lock; it was opened, so it
+	   is there. */
+	bool inbox_locked:1;
+	bool inbox_opened:1;
 };
 
 struct xid_mailbox {

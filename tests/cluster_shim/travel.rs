@@ -28,6 +28,27 @@ fn nodes_that_make_inbox_each_by_itself_have_one_mailbox() {
     }
 }
 
+/// Sessions that are a user's first, at the same time.
+const FIRST_SESSIONS: usize = 6;
+
+#[test]
+fn sessions_that_open_the_first_inbox_at_once_make_one() {
+    // In a maildir one of them may have to log in again, as its index begins anew.
+    for format in [Format::Sdbox, Format::Mdbox] {
+        let pair = Pair::start(format);
+        for user in ["bob", "carol", "dave", "erin"] {
+            std::thread::scope(|scope| {
+                for _ in 0..FIRST_SESSIONS {
+                    scope.spawn(|| pair.servers[0].imap_in(user, "INBOX").ok("NOOP"));
+                }
+            });
+            pair.servers[1].imap_in(user, "INBOX").ok("NOOP");
+            let both = [0, 1].map(|i| guid(&pair.servers[i], user, "INBOX"));
+            assert_eq!(both[0], both[1], "{user}, {format:?}");
+        }
+    }
+}
+
 trait DeliverLater {
     fn deliver_later(&self, user: &str);
 }
