@@ -226,7 +226,9 @@ static void xid_grace_over(enum xid_wait_result result, void *context)
 			XID_GRACE_STABLE : XID_GRACE_RENUMBERED;
 	} T_END;
 	timeout_remove(&line->to_keepalive);
-	xid_grace_line_send(line);
+	/* Whoever wakes us may be in the middle of waking others, and the client
+	   may go away when it is written to. */
+	line->to_send = timeout_add_short(0, xid_grace_line_send, line);
 }
 
 static void xid_grace_keepalive(struct xid_grace_line *line)
