@@ -369,6 +369,7 @@ fn what_cannot_change_in_a_running_daemon_is_kept() {
         "node",
         "namespace",
         "cluster",
+        "window",
         "socket",
         "state_dir",
         "metrics",
