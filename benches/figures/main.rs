@@ -7,6 +7,7 @@
 #[path = "../../tests/wire/assign.rs"]
 mod assign;
 mod assigner;
+mod awake;
 mod big;
 mod client;
 #[path = "../../tests/harness/mod.rs"]
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         .ok()
         .and_then(|n| n.parse().ok());
     let mut report = Report::new(names, rounds.unwrap_or(ROUNDS));
+    let _awake = awake::Awake::start();
     process::measure(&mut report);
     save::measure(&mut report);
     waiting::measure(&mut report);
