@@ -349,7 +349,7 @@ mod tests {
                 text.push(CODE[(word >> (18 - 6 * n)) as usize & 63] as char);
             }
         }
-        while text.len() % 4 != 0 {
+        while !text.len().is_multiple_of(4) {
             text.push('=');
         }
         text
