@@ -407,8 +407,14 @@ impl<S: Site> Task<S> {
             Err(error) => return Err(error.into()),
         };
         self.above = holding(&etcd, session).map_or(0, |stable| stable.uid);
-        if fresh.above > self.above {
-            fresh = Fresh::new(self.above, self.act(&Op::Look).await?);
+        // Where there is no record, one is made by what is here now: the record may be gone because
+        // the mailbox is, and an earlier look would bring it back.
+        if fresh.above > self.above || etcd.stable.is_none() {
+            fresh = match self.act(&Op::Look).await {
+                Ok(look) => Fresh::new(self.above, look),
+                Err(host::Error::NotFound) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            };
         }
         let mut local = fresh.look.local.clone();
         tracing::trace!(from = fresh.above, next = local.next, "looked");
