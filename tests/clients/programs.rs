@@ -242,12 +242,15 @@ fn offlineimap(job: &Job) -> io::Result<Vec<Command>> {
 }
 
 fn getmail(job: &Job) -> io::Result<Vec<Command>> {
-    // A delivery command: as root it would not write to a maildir itself.
+    // A delivery command: as root it would not write to a maildir itself. getmail misses the end of
+    // one that ends before it begins to wait for it, and then waits for its whole time-out; so
+    // the command ends only once getmail sleeps.
     let text = format!(
         "[retriever]\ntype = SimpleIMAPRetriever\nserver = {}\nport = {}\nusername = {}\n\
          password = pass\nmailboxes = (\"INBOX\",)\ntimeout = 120\n\n[destination]\n\
          type = MDA_external\npath = /bin/sh\nallow_root_commands = true\n\
-         arguments = (\"-c\", \"cat > $(mktemp {}/XXXXXX)\")\n\n[options]\nread_all = true\n",
+         arguments = (\"-c\", \"cat > $(mktemp {}/XXXXXX); \
+         until grep -q ^State:.S /proc/$PPID/status; do :; done\")\n\n[options]\nread_all = true\n",
         job.host(),
         job.port(),
         job.user,
