@@ -108,7 +108,7 @@ demo-cluster: deps build-plugin ## Show three nodes that write one mailbox throu
 test: deps test-rust ## Run every test: units, properties, real Dovecot, faults, C ABI, fuzz smoke
 
 test-rust: build-plugin-debug
-	IMAP_XID_PLUGIN=$(PLUGIN_DEBUG) IMAP_XID_XIDCTL=$(XIDCTL_DEBUG) IMAP_XID_XIDD=$(XIDD_DEBUG) $(CARGO) test --locked -j$(JOBS) --features $(TEST_FEATURES)
+	IMAP_XID_PLUGIN=$(PLUGIN_DEBUG) IMAP_XID_XIDCTL=$(XIDCTL_DEBUG) IMAP_XID_XIDD=$(XIDD_DEBUG) $(CARGO) test --locked --no-fail-fast -j$(JOBS) --features $(TEST_FEATURES)
 
 soak: deps-soak deb ## The long tests: thousands of kills, long fuzzing, Thunderbird, the package in a fresh Debian
 	IMAP_XID_SOAK=1 $(MAKE) test-rust
