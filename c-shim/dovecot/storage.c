@@ -157,17 +157,17 @@ static int xid_saved_mail_seq_cmp(const uint32_t *seq,
 	return *seq < mail->seq ? -1 : (*seq > mail->seq ? 1 : 0);
 }
 
-/* A delivery opens the mailbox for one message. To know the MODSEQ at which the
-   index stands it reads the whole of the index's log, up to a megabyte and
-   twice as many records with XIDs as without, unless the index says: and it
-   does once MODSEQs are tracked, as they are when a client has used CONDSTORE.
-   For other processes that is not worth 8 octets a message. */
-static void xid_delivery_track_modseqs(struct xid_mailbox *xbox)
+/* A delivery opens the mailbox for one message, and a client that saves what it
+   sent for few. To know the MODSEQ at which the index stands such a process
+   reads the whole of the index's log, up to a megabyte and twice as many records
+   with XIDs as without, unless the index says: and it does once MODSEQs are
+   tracked, as they are when a client has used CONDSTORE. It costs 8 octets a
+   message. */
+static void xid_save_tracks_modseqs(struct xid_mailbox *xbox)
 {
 	struct mail_index *index = xbox->box->index;
 
-	if (xid_user_is_delivered_to(xbox->xuser->user) && !index->readonly &&
-	    !mail_index_have_modseq_tracking(index))
+	if (!index->readonly && !mail_index_have_modseq_tracking(index))
 		mail_index_modseq_enable(index);
 }
 
@@ -182,7 +182,7 @@ xid_transaction_begin(struct mailbox *box,
 		/* maildir otherwise leaves the UID, and with it the XID, to
 		   whoever looks next */
 		flags |= MAILBOX_TRANSACTION_FLAG_ASSIGN_UIDS;
-		xid_delivery_track_modseqs(xbox);
+		xid_save_tracks_modseqs(xbox);
 		/* what was there before comes before what is saved now */
 		xid_mailbox_prepare_save(xbox);
 	}
