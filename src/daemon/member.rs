@@ -103,9 +103,10 @@ impl Member {
         let disk = disk_id(&self.config.borrow().state_dir)?;
         let mut pause = PAUSES.0;
         let mut taken_since = None;
+        let mut pulse = Pulse::default();
         loop {
             let config = self.config.borrow().clone();
-            let ended = self.live(&config, &disk, &mut stop).await;
+            let ended = self.live(&config, &disk, &mut pulse, &mut stop).await;
             self.session.send_replace(None);
             self.metrics.member.set(0);
             match ended {
@@ -133,6 +134,7 @@ impl Member {
         &self,
         config: &Config,
         disk: &str,
+        pulse: &mut Pulse,
         stop: &mut watch::Receiver<bool>,
     ) -> Result<End, Error> {
         let mut store = nearest(&config.store()?).await?;
@@ -143,6 +145,8 @@ impl Member {
         let mut lease = store.enter(&me, &place(), config.lease_seconds()).await?;
         let members = store.members().await?;
         let from = members.rev;
+        let own = (me.node, me.incarnation);
+        pulse.begin(own, config.lease, &members.alive);
         tracing::info!(
             node = me.node.0,
             incarnation = me.incarnation.0,
@@ -160,7 +164,7 @@ impl Member {
         let _ = self.news.send(News::Missed).await;
         let ended = tokio::select! {
             lost = self.keep(&session, &mut lease, config.lease) => lost,
-            lost = self.follow(session.clone(), from, config.lease) => lost,
+            lost = self.follow(session.clone(), from, pulse) => lost,
             _ = stop.wait_for(|stop| *stop) => Ok(End::Stopped),
         };
         if !matches!(ended, Ok(End::Lost)) {
@@ -189,7 +193,7 @@ impl Member {
         let mut kept = Instant::now();
         loop {
             let next = tokio::time::Instant::now() + third;
-            match tokio::time::timeout(third, lease.keep()).await {
+            match tokio::time::timeout(third / 2, lease.keep()).await {
                 Ok(Ok(true)) => {
                     kept = Instant::now();
                     // A beat that does not get through is made up for by the next one.
@@ -206,12 +210,11 @@ impl Member {
                 Err(_) => tracing::debug!("keeping the lease: no answer"),
             }
             self.metrics.etcd_failures.inc();
-            if kept.elapsed() >= lasts {
-                return Ok(End::Lost);
-            }
-            let reopened = tokio::time::timeout(third, store.reopen(lease)).await;
-            if !matches!(reopened, Ok(Ok(()))) {
-                // Another endpoint may still answer, before the lease ends.
+            // Who is silent may be electing a leader, and answer soon. Who refuses, or is silent for
+            // long, is left while another endpoint may still answer before the lease ends.
+            tokio::time::sleep(PAUSES.0).await;
+            let reopened = tokio::time::timeout(third / 2, store.reopen(lease)).await;
+            if matches!(reopened, Ok(Err(_))) || kept.elapsed() >= lasts - third {
                 return Ok(End::Lost);
             }
         }
@@ -222,12 +225,10 @@ impl Member {
         &self,
         mut session: Session,
         from: Rev,
-        lease: Duration,
+        pulse: &mut Pulse,
     ) -> Result<End, etcd::Error> {
         let mut seen = from;
         let mut store = session.store.clone();
-        let me = (session.me.node, session.me.incarnation);
-        let mut pulse = Pulse::new(me, lease);
         loop {
             let mut watch = match store.watch(seen).await {
                 Ok(watch) => watch,
@@ -239,7 +240,7 @@ impl Member {
             };
             loop {
                 let heard = tokio::time::timeout(LISTEN, watch.message()).await;
-                self.end_the_silent(&mut store, &pulse).await;
+                self.end_the_silent(&mut store, pulse).await;
                 let message = match heard {
                     Err(_) => continue,
                     Ok(Ok(Some(message))) => message,
@@ -255,7 +256,7 @@ impl Member {
                 }
                 let news = Heard {
                     seen: &mut seen,
-                    pulse: &mut pulse,
+                    pulse: &mut *pulse,
                 };
                 if let Some(end) = self.hear(&mut session, &message, news).await? {
                     return Ok(end);

@@ -18,8 +18,9 @@ pub const BEATS: u32 = 3;
 type Who = (Node, Incarnation);
 
 /// The others' beats, and our own.
+#[derive(Default)]
 pub struct Pulse {
-    me: Who,
+    me: Option<Who>,
     lease: Duration,
     others: BTreeMap<Who, Beat>,
     /// Under which lease each key was seen last.
@@ -40,16 +41,14 @@ struct Steady {
 }
 
 impl Pulse {
-    /// Nobody was heard of yet.
-    #[must_use]
-    pub fn new(me: Who, lease: Duration) -> Pulse {
-        Pulse {
-            me,
-            lease,
-            others: BTreeMap::new(),
-            leases: BTreeMap::new(),
-            own: None,
-        }
+    /// A membership begins, of this node and under such a lease, with these nodes alive. What was
+    /// heard of them in the membership before still counts: it may have ended by the same failure
+    /// as they did.
+    pub fn begin(&mut self, me: Who, lease: Duration, alive: &BTreeMap<Node, Incarnation>) {
+        let is_alive = |who: &Who| alive.get(&who.0) == Some(&who.1);
+        self.others.retain(|who, _| is_alive(who));
+        self.leases.retain(|who, _| is_alive(who));
+        (self.me, self.lease, self.own) = (Some(me), lease, None);
     }
 
     /// A liveness key was written at this revision, under this lease. True: it is a beat; false: the
@@ -59,7 +58,7 @@ impl Pulse {
         let again = self.leases.insert(who, lease) == Some(lease);
         if !again {
             self.others.remove(&who);
-        } else if who == self.me {
+        } else if Some(who) == self.me {
             self.beat(at);
         } else {
             self.others.insert(who, Beat { at, rev });
@@ -112,11 +111,17 @@ mod tests {
     const OTHER: Who = (Node(2), Incarnation(1));
     const LEASE: Duration = Duration::from_secs(3);
 
+    fn begun() -> Pulse {
+        let mut pulse = Pulse::default();
+        pulse.begin(ME, LEASE, &BTreeMap::from([ME, OTHER]));
+        pulse
+    }
+
     /// Beats of both at these milliseconds; who is silent at the end of each.
     fn silent_after(mine: &[u64], theirs: &[u64], now: u64) -> bool {
         let start = Instant::now();
         let at = |ms: &u64| start + Duration::from_millis(*ms);
-        let mut pulse = Pulse::new(ME, LEASE);
+        let mut pulse = begun();
         for (who, beats) in [(ME, mine), (OTHER, theirs)] {
             assert!(!pulse.heard(who, 7, Rev(0), start), "it came");
             for ms in beats {
@@ -154,7 +159,7 @@ mod tests {
     #[test]
     fn a_node_that_came_back_has_only_a_lease_until_it_beats() {
         let start = Instant::now();
-        let mut pulse = Pulse::new(ME, LEASE);
+        let mut pulse = begun();
         let beats = [(OTHER, 7), (OTHER, 7), (OTHER, 8)];
         let heard = beats.map(|(who, lease)| pulse.heard(who, lease, Rev(1), start));
         assert_eq!(heard, [false, true, false]);
@@ -164,5 +169,23 @@ mod tests {
         assert!(pulse.silent(start + Duration::from_secs(8)).is_empty());
         pulse.gone(OTHER);
         assert!(!pulse.heard(OTHER, 8, Rev(3), start), "it came");
+    }
+
+    #[test]
+    fn what_was_heard_before_the_membership_was_lost_still_counts() {
+        let start = Instant::now();
+        for (alive, silent) in [(vec![ME, OTHER], true), (vec![ME], false)] {
+            let mut pulse = begun();
+            let _ = pulse.heard(OTHER, 7, Rev(1), start);
+            let _ = pulse.heard(OTHER, 7, Rev(2), start);
+            pulse.begin(ME, LEASE, &alive.into_iter().collect());
+            // Our lease is another one: the first is no beat.
+            for ms in [2900, 3000, 4000] {
+                let _ = pulse.heard(ME, 9, Rev(3), start + Duration::from_millis(ms));
+            }
+            assert!(pulse.silent(start + Duration::from_millis(3900)).is_empty());
+            let now = pulse.silent(start + Duration::from_millis(4000));
+            assert_eq!(!now.is_empty(), silent, "{now:?}");
+        }
     }
 }
