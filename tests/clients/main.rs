@@ -1,6 +1,7 @@
 //! Real mail clients while UIDs wait, and without UIDs at all (spec parts 6 and 7).
 //!
-//! Each client downloads the five messages of its INBOX and, if it can, saves one into Sent. The
+//! Each client downloads the five messages of its INBOX and, if it can, saves one into Sent. In one
+//! scene UIDs become stable at random moments, and a scanner looks at all that clients are told. The
 //! table of what each did is docs/clients.md; `IMAP_XID_WRITE_DOCS=1` writes it anew. Thunderbird,
 //! which needs Xvfb and 250 MB, takes part in that and with `IMAP_XID_SOAK`.
 
@@ -13,11 +14,12 @@ mod scene;
 use report::Scene;
 
 #[test]
-fn real_clients_get_every_message_once_while_uids_wait() {
+fn real_clients_get_every_message_once_while_uids_wait_and_see_no_uid_before_it_is_stable() {
     let scenes = [
         Scene::Stock,
         Scene::Waits(5),
         Scene::Waits(40),
+        Scene::Random,
         Scene::NoUids,
     ];
     let table = std::thread::scope(|scope| {

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::harness::{Dovecot, Output, message, run};
+use super::harness::relay::Relay;
+use super::harness::{Dovecot, Output, Random, message, run, seed, until};
 use super::programs::{self, Job, Program};
 use super::report::{Played, Result, Scene};
 
@@ -20,6 +22,8 @@ const SAVED: usize = 100;
 const LOGIN_PAUSE: Duration = Duration::from_millis(100);
 /// Pause between the rounds of the assigner.
 const ASSIGN_PAUSE: Duration = Duration::from_millis(500);
+/// Longest pause of the assigner that comes at random moments.
+const RANDOM_PAUSE_MS: usize = 1500;
 
 /// Plays one scene with every client.
 pub fn play(scene: Scene) -> Played {
@@ -55,23 +59,46 @@ fn one(scene: Scene, server: &Dovecot, dir: &Path, program: &Program) -> Result 
         .collect();
     let user = user.to_lowercase();
     fill(server, &user);
-    let job = job(server, dir, &user);
+    let relay = (scene == Scene::Random)
+        .then(|| Relay::start(server.imap_addr(), server.watermarks(), &user).expect("a relay"));
+    let address = relay
+        .as_ref()
+        .map_or_else(|| server.imap_addr(), Relay::address);
+    let job = job(address, dir, &user);
     let start = Instant::now();
     let done = AtomicBool::new(false);
     let logins = logins(server, &user);
     let (outputs, runs) = std::thread::scope(|scope| {
-        if let Scene::Waits(seconds) = scene {
-            let (user, done) = (&user, &done);
-            scope.spawn(move || {
-                if let Some(login) = next_login(server, user, logins, done) {
-                    assign(server, user, login + Duration::from_secs(seconds), done);
+        let (assigned, done) = (&user, &done);
+        scope.spawn(move || {
+            let Some(login) = next_login(server, assigned, logins, done) else {
+                return;
+            };
+            match scene {
+                Scene::Waits(seconds) => {
+                    assign(server, assigned, login + Duration::from_secs(seconds), done);
                 }
+                Scene::Random => assign_at_random(server, assigned, done),
+                Scene::Stock | Scene::NoUids => {}
+            }
+        });
+        let (mut outputs, mut runs) = run_all(program, &job);
+        // One that keeps below UIDNEXT waits for nothing: it is content with what is stable.
+        if scene == Scene::Random && subjects_below(&job.out).len() < MESSAGES {
+            let mut client = server.imap(&user);
+            until("all UIDs of INBOX are stable", || {
+                let status = client.ok("STATUS INBOX (UIDNEXT)").only("STATUS");
+                status.contains(&format!("UIDNEXT {}", MESSAGES + 1))
             });
+            outputs = run_once(program, &job);
+            runs += 1;
         }
-        let outputs = run_all(program, &job);
         done.store(true, Ordering::Release);
-        outputs
+        (outputs, runs)
     });
+    if let Some(relay) = &relay {
+        assert!(relay.lines() > 0, "{} was not heard", program.name);
+    }
     Result {
         got: subjects_below(&job.out),
         saved: program.saves.then(|| saved(server, &user)),
@@ -86,6 +113,7 @@ fn one(scene: Scene, server: &Dovecot, dir: &Path, program: &Program) -> Result 
             .iter()
             .map(|o| format!("{}{}", o.stdout, o.stderr))
             .collect(),
+        leaks: relay.map(|relay| relay.leaks()).unwrap_or_default(),
     }
 }
 
@@ -97,13 +125,12 @@ fn fill(server: &Dovecot, user: &str) {
     }
 }
 
-fn job(server: &Dovecot, dir: &Path, user: &str) -> Job {
+fn job(server: SocketAddr, dir: &Path, user: &str) -> Job {
     let dir = dir.join(user);
     let out = dir.join("out");
     fs::create_dir_all(&out).expect("the client's folder");
     let path = dir.join("message");
     fs::write(&path, message(SAVED)).expect("the message");
-    let server = server.imap_addr();
     Job {
         server,
         user: user.into(),
@@ -165,13 +192,45 @@ fn assign(server: &Dovecot, user: &str, due: Instant, done: &AtomicBool) {
         if Instant::now() < due {
             continue;
         }
-        for (mailbox, uid) in [("INBOX", MESSAGES as u32), ("Sent", 1)] {
-            server.note_watermark(user, mailbox, uid);
-            // Nothing is pending in Sent until the client saved its message there.
-            let uid = uid.to_string();
-            let _ = server.xidctl(&["advance", "-u", user, "-m", mailbox, &uid]);
+        for (mailbox, uid) in LAST_UIDS {
+            make_stable(server, user, mailbox, uid);
         }
         std::thread::sleep(ASSIGN_PAUSE);
+    }
+}
+
+/// The mailboxes that are there, each with the highest UID that it comes to have.
+const LAST_UIDS: [(&str, u32); 2] = [("INBOX", MESSAGES as u32), ("Sent", 1)];
+
+/// The highest UID that the mailbox has given, stable or not.
+fn last_uid(server: &Dovecot, user: &str, mailbox: &str) -> u32 {
+    let status = server.doveadm_ok(&["mailbox", "status", "-u", user, "uidnext", mailbox]);
+    let next = status.trim().rsplit_once("uidnext=");
+    next.and_then(|(_, next)| next.parse::<u32>().ok())
+        .expect("a UIDNEXT")
+        - 1
+}
+
+/// Nothing is pending in Sent until the client saved its message there: then this is none yet.
+fn make_stable(server: &Dovecot, user: &str, mailbox: &str, uid: u32) {
+    server.note_watermark(user, mailbox, uid);
+    let uid = uid.to_string();
+    let _ = server.xidctl(&["advance", "-u", user, "-m", mailbox, &uid]);
+}
+
+/// Makes UIDs stable at random moments, a random number of them at once, until the client is done.
+fn assign_at_random(server: &Dovecot, user: &str, done: &AtomicBool) {
+    let name: u64 = user.bytes().map(u64::from).sum();
+    let mut random = Random::new(seed("XID_CLIENTS_SEED", 20_261_128).wrapping_add(name));
+    let mut stable = [0; LAST_UIDS.len()];
+    while !done.load(Ordering::Acquire) {
+        let pause = random.below(RANDOM_PAUSE_MS) as u64;
+        std::thread::sleep(Duration::from_millis(pause));
+        let at = random.below(LAST_UIDS.len());
+        let mailbox = LAST_UIDS[at].0;
+        let more = stable[at] + 1 + random.below(2) as u32;
+        stable[at] = more.min(last_uid(server, user, mailbox));
+        make_stable(server, user, mailbox, stable[at]);
     }
 }
 

@@ -1,7 +1,8 @@
 //! A scanner on a client's wire: no line may carry a UID above the watermark.
 //!
 //! It runs on every IMAP client of a server whose `xid_uid_source` is `table`, and fails the test
-//! at the first line that leaks. It does not ask the code under test what the watermark is: it
+//! at the first line that leaks; clients that are programs of their own talk to the server through a
+//! [`super::relay`]. It does not ask the code under test what the watermark is: it
 //! keeps its own record. A mailbox starts at 0; `server.advance` moves record and server; a test
 //! that moves the watermark by other means calls `server.note_watermark` *before* it does, and
 //! also when a mailbox had messages before the mode was switched on.
@@ -108,14 +109,20 @@ impl Scanner {
     /// # Panics
     /// When it carries a UID above the watermark.
     pub fn received(&mut self, line: &Line) {
-        let text = line.text();
-        if let Some(leak) = self.leak(line, &text) {
-            panic!(
-                "a UID above the watermark was sent to {}: {leak}\nline: {text}",
-                self.user
-            );
+        if let Some(leak) = self.judge(line) {
+            panic!("{leak}");
         }
+    }
+
+    /// The same, telling what is wrong with it.
+    pub fn judge(&mut self, line: &Line) -> Option<String> {
+        let text = line.text();
+        let leak = self.leak(line, &text);
         self.follow(&text);
+        leak.map(|leak| {
+            let user = &self.user;
+            format!("a UID above the watermark was sent to {user}: {leak}\nline: {text}")
+        })
     }
 
     /// Which mailbox is selected, after this line.

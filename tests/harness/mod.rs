@@ -45,7 +45,8 @@
 //! * `Cluster::setup().nodes(3).start()`: a whole cluster, see [`cluster`]
 //! * `server.checked(user, box)`: the same, having checked that every message has an XID, none twice,
 //!   in UID order; `server.checked_all(user)` for all mailboxes; see [`checks`]
-//! * `server.advance(user, box, uid)`: moves a `table` watermark; see [`leak`]
+//! * `server.advance(user, box, uid)`: moves a `table` watermark; see [`leak`], and [`relay`] for
+//!   clients that are programs
 //!
 //! # An IMAP client
 //!
@@ -78,6 +79,7 @@ mod lmtp;
 pub mod net;
 mod plugin;
 mod pop3;
+pub mod relay;
 pub mod reply;
 pub mod seqpacket;
 mod server;
