@@ -65,6 +65,10 @@ struct Fuzz<'a> {
     messages: usize,
     /// (mailbox, UID) -> XID, of all that was ever shown.
     shown: HashMap<(usize, u32), String>,
+    /// XIDs of messages that were seen.
+    xids: Vec<String>,
+    /// UIDs that POP3 showed.
+    popped: usize,
 }
 
 impl Fuzz<'_> {
@@ -112,6 +116,17 @@ impl Fuzz<'_> {
         }
     }
 
+    fn xid_set(&mut self) -> String {
+        let mut set = vec!["nobody-1".to_owned()];
+        for _ in 0..self.random.below(4) {
+            if !self.xids.is_empty() {
+                let xid = self.random.pick(&self.xids);
+                set.push(xid.clone());
+            }
+        }
+        set.join(",")
+    }
+
     fn items(&mut self) -> &'static str {
         const ITEMS: [&str; 11] = [
             "(FLAGS)",
@@ -137,7 +152,7 @@ impl Fuzz<'_> {
             true => self.seq_set(session),
             false => "ALL".into(),
         };
-        match self.random.below(12) {
+        match self.random.below(13) {
             0 => "ALL".into(),
             1 => format!("UID {uids}"),
             2 => seqs,
@@ -149,6 +164,7 @@ impl Fuzz<'_> {
             8 => "MODSEQ 1".into(),
             9 => "$".into(),
             10 => "FLAGGED".into(),
+            11 => format!("XID {}", self.xid_set()),
             _ => format!("UID {uids} NOT SUBJECT UID"),
         }
     }
@@ -192,10 +208,41 @@ impl Fuzz<'_> {
         }
     }
 
+    fn by_xid(&mut self, session: &mut Session) -> String {
+        let set = self.xid_set();
+        let other = *self.random.pick(&BOXES);
+        match self.random.below(10) {
+            0..=3 => format!("XHXID FETCH {set} {}", self.items()),
+            4 => format!("XHXID STORE {set} {}", self.flags()),
+            5 if session.exists < 60 => format!("XHXID COPY {set} {other}"),
+            5 | 6 => format!("XHXID MOVE {set} {other}"),
+            7 => format!("XHXID EXPUNGE {set}"),
+            8 => format!("XHXID SORT (DATE) UTF-8 {}", self.keys(session, true)),
+            _ => format!("XHXID SEARCH {}", self.keys(session, true)),
+        }
+    }
+
+    /// What is about a mailbox by its name, selected or not.
+    fn by_name(&mut self) -> String {
+        let at = self.random.below(BOXES.len());
+        let name = BOXES[at];
+        let last = self.assigner.state(&self.guids[at]).last_uid;
+        let uid = self.number(last + 1);
+        let url = format!("imap://alice@imap.example.org/{name}/;UID={uid}");
+        match self.random.below(6) {
+            0 => format!("GETMETADATA (DEPTH infinity) {name} (/private /shared)"),
+            1 => format!("SETMETADATA {name} (/private/comment \"mine\")"),
+            2 => format!("GENURLAUTH \"{url};URLAUTH=user+alice\" INTERNAL"),
+            3 => format!("APPEND {name} CATENATE (URL \"/{name}/;UID={uid}\")"),
+            4 => "LIST \"\" * RETURN (STATUS (UIDNEXT MESSAGES))".into(),
+            _ => format!("STATUS {name} (MESSAGES UIDNEXT HIGHESTMODSEQ)"),
+        }
+    }
+
     fn selected_command(&mut self, session: &mut Session) -> String {
         let (uid, set) = self.by_uid(session);
         let other = *self.random.pick(&BOXES);
-        match self.random.below(22) {
+        match self.random.below(26) {
             0..=4 => {
                 let modifier = match (self.random.below(6), session.qresync) {
                     // Stock Dovecot panics where "$" is empty.
@@ -221,6 +268,7 @@ impl Fuzz<'_> {
             17 => format!("{uid}THREAD REFERENCES UTF-8 {}", self.keys(session, false)),
             18 => "XHXID".into(),
             19 => "CHECK".into(),
+            20..=23 => self.by_xid(session),
             _ => "NOOP".into(),
         }
     }
@@ -246,11 +294,7 @@ impl Fuzz<'_> {
             return command;
         }
         match self.random.below(20) {
-            0 => format!(
-                "STATUS {} (MESSAGES UIDNEXT HIGHESTMODSEQ)",
-                self.random.pick(&BOXES)
-            ),
-            1 => "LIST \"\" * RETURN (STATUS (UIDNEXT MESSAGES))".into(),
+            0 | 1 => self.by_name(),
             2 if self.random.chance(3) => "NOTIFY SET (SELECTED (MessageNew (UID FLAGS) \
                 MessageExpunge FlagChange)) (PERSONAL (MessageNew MessageExpunge))"
                 .into(),
@@ -303,6 +347,7 @@ impl Fuzz<'_> {
     fn judge(&mut self, session: &Session, reply: &Reply) {
         let Some(at) = session.selected else { return };
         for fetch in reply.fetches() {
+            self.xids.extend(fetch.xid());
             if let (Some(uid), Some(xid)) = (fetch.uid(), fetch.xid()) {
                 let first = self.shown.entry((at, uid)).or_insert_with(|| xid.clone());
                 assert_eq!(*first, xid, "UID {uid} of {} named two messages", BOXES[at]);
@@ -310,7 +355,37 @@ impl Fuzz<'_> {
         }
     }
 
+    /// A POP3 login waits for UIDs, and is refused for now when they do not come.
+    fn pop3(&mut self) {
+        let mut client = self.server.connect_pop3();
+        client.ok("USER alice");
+        client.ok("PASS pass");
+        client.send("UIDL");
+        if !client.line().starts_with("+OK") {
+            return;
+        }
+        let mark = self.server.watermarks().get("alice", "INBOX");
+        loop {
+            let line = client.line();
+            if line == "." {
+                return;
+            }
+            // The number, and the UID and the UIDVALIDITY in 8 hex digits each.
+            let uid = line.split(' ').nth(1).and_then(|uidl| uidl.get(..8));
+            let uid = uid.and_then(|uid| u32::from_str_radix(uid, 16).ok());
+            let uid = uid.unwrap_or_else(|| panic!("UIDL says {line}"));
+            assert!(
+                uid <= mark,
+                "UIDL shows UID {uid} above the watermark {mark}"
+            );
+            self.popped += 1;
+        }
+    }
+
     fn step(&mut self, session: &mut Session) {
+        if self.random.chance(40) {
+            return self.pop3();
+        }
         if self.random.chance(6) {
             return self.append(session);
         }
@@ -352,7 +427,11 @@ fn fuzz(format: Format, commands: usize, seed: u64) {
         .format(format)
         .xid("xid_uid_source", "table")
         .xid("xid_uid_wait", "150ms")
+        .set("imap_metadata", "yes")
+        .set("mail_attribute_dict", "file:%h/dovecot-attributes")
+        .set("imap_urlauth_host", "imap.example.org")
         .start();
+    server.allow_log("Couldn't init INBOX");
     let mut first = server.imap("alice");
     first.ok("CREATE Other");
     for mailbox in BOXES {
@@ -369,6 +448,8 @@ fn fuzz(format: Format, commands: usize, seed: u64) {
         guids,
         messages: 0,
         shown: HashMap::new(),
+        xids: Vec::new(),
+        popped: 0,
     };
     let mut sessions = [false, true, true].map(|qresync| Session::open(&server, qresync));
     for _ in 0..commands {
@@ -376,6 +457,7 @@ fn fuzz(format: Format, commands: usize, seed: u64) {
         fuzz.step(&mut sessions[at]);
     }
     assert!(!fuzz.shown.is_empty(), "no UID was ever seen");
+    assert!(fuzz.popped > 0, "no UID was ever seen by POP3");
 }
 
 #[test]
