@@ -31,8 +31,9 @@ XIDD := $(TARGET)/release/xidd
 XIDCTL_DEBUG := $(TARGET)/debug/xidctl
 XIDD_DEBUG := $(TARGET)/debug/xidd
 TEST_FEATURES := cli,cluster
+CARGO_DENY := 0.20.2
 
-.PHONY: help deps deps-soak build build-plugin build-plugin-debug build-tools install uninstall demo \
+.PHONY: help deps deps-lint deps-soak build build-plugin build-plugin-debug build-tools install uninstall demo \
 	demo-shell demo-cluster test test-rust soak bench bench-cluster lint fuzz-smoke deb generate clean
 
 help: ## Show this list
@@ -43,6 +44,10 @@ deps: ## Install what apt must give (as root; does nothing when all is there)
 
 deps-soak:
 	packaging/dev/deps --soak
+
+deps-lint: ## Install what lint looks at licences with: cargo-deny, built in a minute or two
+	$(CARGO) deny --version >/dev/null 2>&1 || \
+		$(CARGO) install --debug --locked -j$(JOBS) cargo-deny@$(CARGO_DENY) --target-dir $(TARGET)/cargo-deny
 
 build: build-plugin build-tools ## Build the plug-in and the tools, optimised
 
@@ -127,8 +132,8 @@ lint: ## Formatting, clippy, C warnings as errors, licences of the dependencies
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked -j$(JOBS) --all-targets --features $(TEST_FEATURES) -- -D warnings
 	IMAP_XID_WERROR=1 $(CARGO) clippy --locked -j$(JOBS) --lib --features dovecot --target-dir $(PLUGIN_TARGET) -- -D warnings
-	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --offline check licenses bans sources; \
-	else echo "cargo-deny is not installed: licences not checked (cargo install cargo-deny)"; fi
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check licenses bans sources; \
+	else echo "cargo-deny is not installed: licences not checked (make deps-lint)"; fi
 
 fuzz-smoke: ## A short run of every fuzz target
 	$(CARGO) test --locked -j$(JOBS) --test fuzz_smoke
