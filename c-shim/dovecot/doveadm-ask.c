@@ -10,17 +10,6 @@ struct xid_ask_stage {
 	bool looked;
 };
 
-static int
-xid_ask_find(struct xid_doveadm *cmd, struct mailbox *box, const char *guid,
-	     ARRAY_TYPE(xid_found_mail) *found)
-{
-	if (xid_mailbox_find_guid(box, guid, found) == 0)
-		return 0;
-	return xid_doveadm_fail(cmd, MAIL_ERROR_TEMP,
-		"%s: the registry cannot be asked, as was logged",
-		mailbox_get_vname(box));
-}
-
 static void xid_ask_separate(string_t *json)
 {
 	char last = str_data(json)[str_len(json)-1];
@@ -48,7 +37,7 @@ xid_ask_instances(struct xid_doveadm *cmd, struct mailbox *box,
 	string_t *xid = t_str_new(64);
 
 	t_array_init(&found, 4);
-	if (xid_ask_find(cmd, box, guid, &found) < 0)
+	if (xid_doveadm_find_guid(cmd, box, guid, &found) < 0)
 		return -1;
 	array_sort(&found, xid_found_mail_cmp);
 	array_foreach(&found, mail) {
@@ -160,7 +149,7 @@ xid_ask_settled(struct xid_doveadm *cmd, const char *guid, uint32_t last_uid)
 	int32_t ret;
 
 	t_array_init(&found, 4);
-	if (xid_ask_find(cmd, cmd->box, guid, &found) < 0)
+	if (xid_doveadm_find_guid(cmd, cmd->box, guid, &found) < 0)
 		return -1;
 	array_foreach(&found, mail) {
 		if (mail->uid <= last_uid)

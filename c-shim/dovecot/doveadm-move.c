@@ -437,17 +437,6 @@ int xid_doveadm_stage(struct xid_doveadm *cmd)
 	return xid_doveadm_run_locked(cmd, xid_stage_locked);
 }
 
-static int
-xid_find_guid(struct xid_doveadm *cmd, struct mailbox *box, const char *guid,
-	      ARRAY_TYPE(xid_found_mail) *found)
-{
-	if (xid_mailbox_find_guid(box, guid, found) == 0)
-		return 0;
-	return xid_doveadm_fail(cmd, MAIL_ERROR_TEMP,
-		"%s: the registry cannot be asked, as was logged",
-		mailbox_get_vname(box));
-}
-
 /* Take one off the messages that are here: the same by its XID, or else one that
    got another XID elsewhere. */
 static bool
@@ -482,7 +471,7 @@ xid_unstage_copy(struct xid_doveadm *cmd, struct mailbox *stage,
 	int ret = 0;
 
 	t_array_init(&staged, 4);
-	if (xid_find_guid(cmd, stage, guid, &staged) < 0)
+	if (xid_doveadm_find_guid(cmd, stage, guid, &staged) < 0)
 		return -1;
 	array_foreach_modifiable(&staged, mail) {
 		if (xid_unstage_match(cmd, stage, mail->seq, TRUE, here))
@@ -504,7 +493,7 @@ static int xid_unstage_locked(struct xid_doveadm *cmd)
 	int ret;
 
 	t_array_init(&here, 4);
-	if (xid_find_guid(cmd, cmd->box, cmd->args[0], &here) < 0)
+	if (xid_doveadm_find_guid(cmd, cmd->box, cmd->args[0], &here) < 0)
 		return -1;
 	ret = xid_stage_open(cmd, FALSE, &stage);
 	if (ret <= 0)
@@ -534,7 +523,7 @@ xid_dropstaged_from(struct xid_doveadm *cmd, struct mailbox *stage,
 
 	t_array_init(&found, 4);
 	t_array_init(&uids, 4);
-	if (xid_find_guid(cmd, stage, guid, &found) < 0)
+	if (xid_doveadm_find_guid(cmd, stage, guid, &found) < 0)
 		return -1;
 	array_foreach(&found, mail)
 		seq_range_array_add(&uids, mail->uid);

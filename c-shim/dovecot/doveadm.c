@@ -58,6 +58,16 @@ int xid_doveadm_fail_box(struct xid_doveadm *cmd, struct mailbox *box,
 				mailbox_get_vname(box), what, text);
 }
 
+int xid_doveadm_find_guid(struct xid_doveadm *cmd, struct mailbox *box,
+			  const char *guid, ARRAY_TYPE(xid_found_mail) *found)
+{
+	if (xid_mailbox_find_guid(box, guid, found) == 0)
+		return 0;
+	return xid_doveadm_fail(cmd, MAIL_ERROR_TEMP,
+		"%s: the registry cannot be asked, as was logged",
+		mailbox_get_vname(box));
+}
+
 int xid_doveadm_number(struct xid_doveadm *cmd, unsigned int idx,
 		       const char *what, uint32_t *number_r)
 {

@@ -59,6 +59,9 @@ int xid_doveadm_number(struct xid_doveadm *cmd, unsigned int idx,
 		       const char *what, uint32_t *number_r);
 /* The user's own mailboxes are here, not those that others share with him. */
 bool xid_doveadm_namespace_is_own(const struct mail_namespace *ns);
+/* As xid_mailbox_find_guid(). */
+int xid_doveadm_find_guid(struct xid_doveadm *cmd, struct mailbox *box,
+			  const char *guid, ARRAY_TYPE(xid_found_mail) *found);
 /* Bring the mailbox and its view up to date. */
 int xid_doveadm_sync(struct xid_doveadm *cmd);
 
