@@ -97,3 +97,28 @@ pub fn waiters(server: &Dovecot) -> u32 {
 pub fn inbox_state(server: &Dovecot) -> imap_xid_table_box {
     Assigner::open(server, "alice").state(&guid(server, "alice", "INBOX"))
 }
+
+/// A server whose watermarks others move, and that waits for longer than any test takes.
+pub fn table() -> Setup {
+    Dovecot::setup()
+        .xid("xid_uid_source", "table")
+        .xid("xid_uid_wait", "60s")
+}
+
+/// `messages` messages in alice's INBOX, of which `stable` are stable.
+pub fn inbox(setup: Setup, messages: usize, stable: u32) -> Dovecot {
+    let server = setup.start();
+    let mut client = server.imap("alice");
+    for n in 1..=messages {
+        client.append("INBOX", &message(n));
+    }
+    if stable > 0 {
+        advance(&server, "alice", "INBOX", stable);
+    }
+    server
+}
+
+/// The UIDs that an answer's FETCH lines have.
+pub fn uids(reply: &Reply) -> Vec<u32> {
+    reply.fetches().iter().filter_map(Fetch::uid).collect()
+}

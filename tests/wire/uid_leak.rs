@@ -1,30 +1,8 @@
 //! Spec part 6: only stable UIDs ever leave the server. The scanner of the harness judges every
 //! line; these tests make the server talk, and see that nothing is lost by its silence.
 
-use crate::assign::{advance, waiters};
+use crate::assign::{advance, inbox, table, uids, waiters};
 use crate::harness::*;
-
-fn table() -> Setup {
-    Dovecot::setup()
-        .xid("xid_uid_source", "table")
-        .xid("xid_uid_wait", "60s")
-}
-
-fn inbox(setup: Setup, messages: usize, stable: u32) -> Dovecot {
-    let server = setup.start();
-    let mut client = server.imap("alice");
-    for n in 1..=messages {
-        client.append("INBOX", &message(n));
-    }
-    if stable > 0 {
-        advance(&server, "alice", "INBOX", stable);
-    }
-    server
-}
-
-fn uids(reply: &Reply) -> Vec<u32> {
-    reply.fetches().iter().filter_map(Fetch::uid).collect()
-}
 
 /// The number in `[HIGHESTMODSEQ n]`, untagged or in the tagged line.
 fn highest_modseq(reply: &Reply) -> Option<u64> {

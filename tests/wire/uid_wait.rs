@@ -1,27 +1,7 @@
 //! Spec part 6: commands that use UIDs wait until the UIDs are agreed, and nothing else does.
 
-use crate::assign::advance;
+use crate::assign::{advance, inbox, table, uids};
 use crate::harness::*;
-
-/// A server whose watermarks others move, and that waits for longer than any test takes.
-fn table() -> Setup {
-    Dovecot::setup()
-        .xid("xid_uid_source", "table")
-        .xid("xid_uid_wait", "60s")
-}
-
-/// `messages` messages in alice's INBOX, of which `stable` are stable.
-fn inbox(setup: Setup, messages: usize, stable: u32) -> Dovecot {
-    let server = setup.start();
-    let mut client = server.imap("alice");
-    for n in 1..=messages {
-        client.append("INBOX", &message(n));
-    }
-    if stable > 0 {
-        advance(&server, "alice", "INBOX", stable);
-    }
-    server
-}
 
 /// Sends a command and sees that it waits: a keepalive comes instead of its answer.
 fn send_and_see_it_wait(client: &mut Imap, command: &str) -> Tag {
@@ -30,10 +10,6 @@ fn send_and_see_it_wait(client: &mut Imap, command: &str) -> Tag {
     client.wait_line("OK Waiting");
     assert!(client.is_waiting(&tag), "{command} was answered");
     tag
-}
-
-fn uids(reply: &Reply) -> Vec<u32> {
-    reply.fetches().iter().filter_map(Fetch::uid).collect()
 }
 
 #[test]
