@@ -260,6 +260,31 @@ fn a_waiting_client_gets_keepalives() {
 }
 
 #[test]
+fn a_keepalive_comes_after_a_second_and_then_every_two() {
+    use std::time::{Duration, Instant};
+    let server = inbox(table().xid("xid_uid_wait", "8s"), 2, 1);
+    let mut client = server.imap_in("alice", "INBOX");
+    let start = Instant::now();
+    client.send("UID FETCH 2 (FLAGS)");
+    let mut seconds = 1;
+    loop {
+        let line = client.read_line();
+        if !line.starts_with("* OK Waiting") {
+            break;
+        }
+        // None is early; late they are on a machine that is busy.
+        let due = Duration::from_secs(seconds);
+        assert!(
+            start.elapsed() + Duration::from_millis(100) > due,
+            "{seconds}"
+        );
+        seconds += 2;
+    }
+    // At 1, 3, 5 and 7 s; the last may be too late to come before the end.
+    assert!((7..=9).contains(&seconds), "{seconds}");
+}
+
+#[test]
 fn keepalives_can_be_turned_off() {
     let server = inbox(
         table().xid("xid_keepalive", "0").xid("xid_uid_wait", "3s"),
@@ -494,6 +519,28 @@ fn a_mailbox_without_a_watermark_starts_with_what_it_holds_as_stable() {
 }
 
 #[test]
+fn what_came_while_the_plug_in_was_off_is_the_assigners_when_it_is_back() {
+    for format in Format::ALL {
+        let server = inbox(table().format(format), 2, 2);
+        server.stop();
+        server.set_plugin(false);
+        server.start_again();
+        server.append("alice", "INBOX", &message(3));
+        server.stop();
+        server.set_plugin(true);
+        server.start_again();
+        let mut client = server.imap("alice");
+        let next = client.ok("SELECT INBOX").untagged_code("UIDNEXT");
+        assert_eq!(next.as_deref(), Some("3"), "{format:?}");
+        assert_eq!(uids(&client.ok("UID FETCH 1:2 (FLAGS)")), [1, 2]);
+        let tag = send_and_see_it_wait(&mut client, "UID FETCH 3 (FLAGS)");
+        assert_eq!(crate::assign::inbox_state(&server).pending, 1);
+        advance(&server, "alice", "INBOX", 3);
+        assert_eq!(uids(&client.wait(&tag)), [3], "{format:?}");
+    }
+}
+
+#[test]
 fn compression_works_around_a_wait() {
     let server = inbox(table(), 2, 1);
     let mut client = server.imap_in("alice", "INBOX");
@@ -513,6 +560,38 @@ fn tls_works_around_a_wait() {
     let waiting = send_and_see_it_wait(&mut client, "UID FETCH 2 (FLAGS)");
     advance(&server, "alice", "INBOX", 2);
     assert!(client.wait(&waiting).is_ok());
+}
+
+#[test]
+fn notify_works_around_a_wait() {
+    let server = inbox(table(), 2, 1);
+    let mut client = server.imap_in("alice", "INBOX");
+    client.ok("CREATE Other");
+    client.ok(
+        "NOTIFY SET (SELECTED (MessageNew (FLAGS) MessageExpunge FlagChange)) \
+               (MAILBOXES Other (MessageNew MessageExpunge))",
+    );
+    let tag = send_and_see_it_wait(&mut client, "UID FETCH 1:* (FLAGS)");
+    // What happens meanwhile is told, if not before then after the wait.
+    server.append("alice", "INBOX", &message(3));
+    server.append("alice", "Other", &message(4));
+    server
+        .imap_in("alice", "INBOX")
+        .ok("STORE 1 +FLAGS (\\Flagged)");
+    advance(&server, "alice", "INBOX", 2);
+    let reply = client.wait(&tag);
+    assert!(reply.is_ok(), "{}", reply.text);
+    assert_eq!(uids(&reply), [1, 2]);
+    for line in ["3 EXISTS", "STATUS Other", "1 FETCH (FLAGS (\\Flagged"] {
+        if !reply.lines.iter().any(|told| told.contains(line)) {
+            client.wait_line(line);
+        }
+    }
+    // And it goes on: with NOTIFY, what is new is fetched when it is told.
+    server.append("alice", "INBOX", &message(5));
+    let reply = client.ok("NOOP");
+    assert_eq!(reply.exists(), Some(4));
+    assert!(reply.fetches().iter().any(|fetch| fetch.seq == 4));
 }
 
 #[test]
