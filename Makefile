@@ -13,6 +13,7 @@ SYSCONFDIR ?= /etc
 # Dovecot's module folder: the plug-in goes there, and a link for doveadm into doveadm/ below it.
 MODULEDIR ?= $(PREFIX)/lib/dovecot/modules
 INCLUDEDIR ?= $(PREFIX)/include
+LIBDIR ?= $(PREFIX)/lib
 MANDIR ?= $(PREFIX)/share/man
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 BASHCOMPDIR ?= $(PREFIX)/share/bash-completion/completions
@@ -25,6 +26,11 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 PLUGIN_TARGET := $(TARGET)/dovecot
 PLUGIN := $(PLUGIN_TARGET)/release/libimap_xid.so
 PLUGIN_DEBUG := $(PLUGIN_TARGET)/debug/libimap_xid.so
+# The C library, without any host: for assigners, and for other servers.
+LIB_TARGET := $(TARGET)/lib
+LIB := $(LIB_TARGET)/release/libimap_xid.so
+# As IMAP_XID_ABI_VERSION and build.rs have it.
+LIB_ABI := 1
 XIDCTL := $(TARGET)/release/xidctl
 XIDD := $(TARGET)/release/xidd
 # cargo builds it along with the tests.
@@ -33,7 +39,7 @@ XIDD_DEBUG := $(TARGET)/debug/xidd
 TEST_FEATURES := cli,cluster
 CARGO_DENY := 0.20.2
 
-.PHONY: help deps deps-lint deps-soak build build-plugin build-plugin-debug build-tools install uninstall demo \
+.PHONY: help deps deps-lint deps-soak build build-plugin build-plugin-debug build-lib build-tools install uninstall demo \
 	demo-shell demo-cluster test test-rust soak bench bench-cluster lint fuzz-smoke deb generate clean
 
 help: ## Show this list
@@ -49,7 +55,7 @@ deps-lint: ## Install what lint looks at licences with: cargo-deny, built in a m
 	$(CARGO) deny --version >/dev/null 2>&1 || \
 		$(CARGO) install --debug --locked -j$(JOBS) cargo-deny@$(CARGO_DENY) --target-dir $(TARGET)/cargo-deny
 
-build: build-plugin build-tools ## Build the plug-in and the tools, optimised
+build: build-plugin build-lib build-tools ## Build the plug-in, the C library and the tools, optimised
 
 build-plugin:
 	$(CARGO) build --locked --release -j$(JOBS) --lib --features dovecot --target-dir $(PLUGIN_TARGET)
@@ -57,10 +63,13 @@ build-plugin:
 build-plugin-debug:
 	$(CARGO) build --locked -j$(JOBS) --lib --features dovecot --target-dir $(PLUGIN_TARGET)
 
+build-lib:
+	$(CARGO) build --locked --release -j$(JOBS) --lib --target-dir $(LIB_TARGET)
+
 build-tools:
 	$(CARGO) build --locked --release -j$(JOBS) --features cli,cluster --bin xidctl --bin xidd
 
-install: build ## Install below DESTDIR: plug-in, xidctl, xidd, its units, 90-xid.conf, man pages, completions, header
+install: build ## Install below DESTDIR: plug-in, xidctl, xidd, its units, 90-xid.conf, man pages, completions, C library
 	install -d $(DESTDIR)$(MODULEDIR)/doveadm
 	install -m 0644 $(PLUGIN) $(DESTDIR)$(MODULEDIR)/lib20_xid_plugin.so
 	strip --strip-unneeded $(DESTDIR)$(MODULEDIR)/lib20_xid_plugin.so
@@ -87,6 +96,13 @@ install: build ## Install below DESTDIR: plug-in, xidctl, xidd, its units, 90-xi
 	$(XIDCTL) completions fish > $(DESTDIR)$(FISHCOMPDIR)/xidctl.fish
 	install -d $(DESTDIR)$(INCLUDEDIR)
 	install -m 0644 include/imap_xid.h $(DESTDIR)$(INCLUDEDIR)/imap_xid.h
+	install -d $(DESTDIR)$(LIBDIR)/pkgconfig
+	install -m 0644 $(LIB) $(DESTDIR)$(LIBDIR)/libimap_xid.so.$(LIB_ABI)
+	strip --strip-unneeded $(DESTDIR)$(LIBDIR)/libimap_xid.so.$(LIB_ABI)
+	ln -sf libimap_xid.so.$(LIB_ABI) $(DESTDIR)$(LIBDIR)/libimap_xid.so
+	sed -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' -e 's|@LIBDIR@|$(LIBDIR)|' \
+		-e "s|@VERSION@|$$(sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1)|" \
+		packaging/imap_xid.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/imap_xid.pc
 
 uninstall: ## Remove what install put below DESTDIR, except an edited 90-xid.conf
 	rm -f $(DESTDIR)$(MODULEDIR)/lib20_xid_plugin.so \
@@ -96,7 +112,9 @@ uninstall: ## Remove what install put below DESTDIR, except an edited 90-xid.con
 		$(DESTDIR)$(PREFIX)/share/doc/dovecot-xid/xidd.toml $(DESTDIR)$(MANDIR)/man8/xidd.8 \
 		$(DESTDIR)$(MANDIR)/man1/xidctl.1 $(DESTDIR)$(MANDIR)/man7/dovecot-xid.7 \
 		$(DESTDIR)$(BASHCOMPDIR)/xidctl $(DESTDIR)$(ZSHCOMPDIR)/_xidctl \
-		$(DESTDIR)$(FISHCOMPDIR)/xidctl.fish $(DESTDIR)$(INCLUDEDIR)/imap_xid.h
+		$(DESTDIR)$(FISHCOMPDIR)/xidctl.fish $(DESTDIR)$(INCLUDEDIR)/imap_xid.h \
+		$(DESTDIR)$(LIBDIR)/libimap_xid.so $(DESTDIR)$(LIBDIR)/libimap_xid.so.$(LIB_ABI) \
+		$(DESTDIR)$(LIBDIR)/pkgconfig/imap_xid.pc
 	! cmp -s packaging/90-xid.conf $(DESTDIR)$(SYSCONFDIR)/dovecot/conf.d/90-xid.conf || \
 		rm $(DESTDIR)$(SYSCONFDIR)/dovecot/conf.d/90-xid.conf
 

@@ -3,8 +3,17 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
+/// The number in the C library's file name: IMAP_XID_ABI_VERSION of `src/ffi`, as programs are linked
+/// with it.
+const LIBRARY_ABI: u32 = 1;
+
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    if env::var_os("CARGO_FEATURE_DOVECOT").is_none()
+        && env::var_os("CARGO_FEATURE_CYRUS").is_none()
+    {
+        println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,libimap_xid.so.{LIBRARY_ABI}");
+    }
     if env::var_os("CARGO_FEATURE_DOVECOT").is_some() {
         dovecot();
         lazy_sqlite();

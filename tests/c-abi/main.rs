@@ -11,6 +11,8 @@ mod exports;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use imap_xid::ffi::IMAP_XID_ABI_VERSION;
+
 /// The folder with the libimap_xid.so that cargo built along with this test.
 fn library_folder() -> PathBuf {
     let test = std::env::current_exe().expect("the test's own path");
@@ -64,10 +66,15 @@ fn compile(name: &str, into: &Path) -> PathBuf {
         .arg("-L")
         .arg(&library)
         .arg("-limap_xid")
-        .arg(format!("-Wl,-rpath,{}", library.display()))
+        .arg(format!("-Wl,-rpath,{}", into.display()))
         .output()
         .expect("cc runs");
     succeed(name, &output);
+    // Under the name that an installed one has.
+    let installed = into.join(format!("libimap_xid.so.{IMAP_XID_ABI_VERSION}"));
+    if !installed.exists() {
+        std::os::unix::fs::symlink(library.join("libimap_xid.so"), installed).expect("a link");
+    }
     program
 }
 
