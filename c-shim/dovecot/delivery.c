@@ -371,6 +371,7 @@ xid_wait_transaction_commit(struct mailbox_transaction_context *t,
 	if (last_uid == 0)
 		return ret;
 
+	xid_wait_event_pending(wbox, last_uid);
 	if (xid_user_is_delivered_to(xbox->xuser->user)) {
 		(void)xid_delivery_wait(wbox, last_uid,
 					xbox->xuser->set.delivery_wait_msecs,

@@ -640,6 +640,27 @@ void xid_wait_event_end(struct event **_event, const char *what,
 	event_unref(&event);
 }
 
+void xid_wait_event_pending(struct xid_wait_mailbox *wbox, uint32_t uid)
+{
+	struct mailbox *box = wbox->xbox->box;
+	imap_xid_box *core = xid_wait_attached(wbox);
+	uint32_t watermark, last_uid;
+	struct event *event;
+
+	if (core == NULL)
+		return;
+	watermark = xid_wait_watermark(wbox);
+	last_uid = I_MAX(imap_xid_box_last_uid(core), uid);
+	if (uid <= watermark)
+		return;
+	event = xid_wait_event_begin(box->event, mailbox_get_vname(box), uid);
+	event_set_name(event, "xid_message_pending");
+	event_add_int(event, "pending", last_uid - watermark);
+	e_debug(event, "xid: UID %u is not stable yet, with %u others", uid,
+		last_uid - watermark - 1);
+	event_unref(&event);
+}
+
 /*
  * Mailboxes and users
  */

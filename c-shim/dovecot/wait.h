@@ -154,6 +154,9 @@ struct event *xid_wait_event_begin(struct event *parent, const char *mailbox,
 				   uint32_t uid);
 void xid_wait_event_end(struct event **event, const char *what,
 			const char *result);
+/* A message with this UID was saved: an event if it is not stable, with how
+   many UIDs of the mailbox are not. */
+void xid_wait_event_pending(struct xid_wait_mailbox *wbox, uint32_t uid);
 
 void xid_wait_init(void);
 void xid_wait_deinit(void);

@@ -1,26 +1,88 @@
 //! What an operator watches: every wait is an event of Dovecot's own metric system, so that its
 //! OpenMetrics endpoint shows it, and the table counts it.
 
-use crate::assign::{advance, inbox_state};
+use std::io::{Read, Write};
+
+use crate::assign::{Assigner, advance, guid, inbox_state};
 use crate::harness::*;
 
-const METRICS: &str = "service stats {
-  unix_listener stats-writer {
-    mode = 0666
-  }
+/// The configuration that docs/operations.md gives, on the server's own address, where mail
+/// processes may write.
+fn metrics() -> String {
+    let text = include_str!("../../docs/operations.md");
+    let is_code = |line: &&str| line.starts_with("    ");
+    let from = text
+        .lines()
+        .skip_while(|line| *line != "    metric xid_wait {");
+    let sample: Vec<&str> = from.take_while(is_code).collect();
+    let sample = sample.join("\n").replace("address = 127.0.0.1", "");
+    assert!(sample.contains("port = 9900"), "{sample}");
+    format!("{sample}\nservice stats {{\n unix_listener stats-writer {{\n mode = 0666\n }}\n}}")
 }
-metric xid_wait {
-  filter = event=xid_wait_finished
-  group_by = result duration:exponential:1:5:10
+
+/// What a monitoring system gets.
+fn scrape(server: &Dovecot) -> String {
+    let address = (server.imap_addr().ip(), 9900);
+    let mut stream = std::net::TcpStream::connect(address).expect("the endpoint listens");
+    stream.set_read_timeout(Some(LIMIT)).expect("a limit");
+    let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    answer
 }
-metric xid_delivery {
-  filter = event=xid_delivery_finished
-  group_by = result
+
+#[test]
+fn every_kind_of_wait_is_seen_at_the_openmetrics_endpoint() {
+    let server = Dovecot::setup()
+        .xid("xid_uid_source", "table")
+        .xid("xid_uid_wait", "3s")
+        .xid("xid_delivery_wait", "1s")
+        .xid("xid_appenduid_grace", "100ms")
+        .conf(&metrics())
+        .start();
+    server.allow_log("Couldn't init INBOX");
+    let mut client = server.imap("alice");
+    // An APPEND whose grace is over, and one at a gate whose holder is gone.
+    client.append("INBOX", &message(1));
+    let inbox = guid(&server, "alice", "INBOX");
+    Assigner::open(&server, "alice").gate(&inbox, 2000);
+    client.append("INBOX", &message(2));
+    client.ok("SELECT INBOX");
+    client.no("UID FETCH 2 (FLAGS)");
+    let tag = client.send("UID FETCH 1 (FLAGS)");
+    until("it waits", || inbox_state(&server).waiters == 1);
+    advance(&server, "alice", "INBOX", 1);
+    assert!(client.wait(&tag).is_ok());
+    let mut pop3 = server.connect_pop3();
+    pop3.ok("USER alice");
+    pop3.ok("PASS pass");
+    assert!(pop3.line().starts_with("-ERR [SYS/TEMP]"));
+    advance(&server, "alice", "INBOX", 2);
+    server.deliver("alice", &message(3));
+    for line in [
+        "dovecot_xid_wait_count{result=\"stable\"} 1",
+        "dovecot_xid_wait_count{result=\"timeout\"} 1",
+        // It waited for 3 s.
+        "dovecot_xid_wait_bucket{result=\"timeout\",le=\"1.000000\"} 0",
+        "dovecot_xid_wait_bucket{result=\"timeout\",le=\"100.000000\"} 1",
+        "dovecot_xid_delivery_total{result=\"timeout\"} 1",
+        "dovecot_xid_login_total{result=\"timeout\"} 1",
+        "dovecot_xid_appenduid_total{result=\"timeout\"} 2",
+        "dovecot_xid_gate_total{result=\"open\"} 1",
+        // With the three messages 1, 2 and 1 UIDs were not stable.
+        "dovecot_xid_pending_count 3",
+        "dovecot_xid_pending_bucket{le=\"1\"} 2",
+        "dovecot_xid_pending_bucket{le=\"10\"} 3",
+    ] {
+        until(line, || scrape(&server).contains(line));
+    }
+    let status = server.xidctl(&["status", "-u", "alice"]).stdout;
+    for line in ["pending UIDs       1", "waits at a gate    1"] {
+        assert!(status.contains(line), "{status}");
+    }
 }
-metric xid_login {
-  filter = event=xid_login_finished
-  group_by = result
-}";
 
 /// The `count` column of a metric in `doveadm stats dump`.
 fn count(server: &Dovecot, metric: &str) -> u32 {
@@ -45,7 +107,7 @@ fn waits_and_timeouts_are_counted_where_dovecot_counts() {
         .xid("xid_uid_source", "table")
         .xid("xid_uid_wait", "1s")
         .xid("xid_delivery_wait", "1s")
-        .conf(METRICS)
+        .conf(&metrics())
         .start();
     let mut client = server.imap("alice");
     client.append("INBOX", &message(1));
