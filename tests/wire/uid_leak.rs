@@ -499,17 +499,22 @@ fn genurlauth_and_urlfetch_wait_for_the_uid_of_the_url() {
     let url =
         |uid: u32| format!("imap://alice@imap.example.org/INBOX/;UID={uid};URLAUTH=user+alice");
     let reply = client.cmd(&format!("GENURLAUTH \"{}\" INTERNAL", url(2)));
-    if !reply.is_ok() {
-        // Without the URLAUTH service there is nothing to wait for.
-        println!("no URLAUTH here: {}", reply.text);
-        return;
-    }
+    assert!(reply.is_ok(), "{}", reply.text);
     let tag = client.send(&format!("GENURLAUTH \"{}\" INTERNAL", url(3)));
     client.wait_line("OK Waiting");
     advance(&server, "alice", "INBOX", 3);
     let reply = client.wait(&tag);
     assert!(reply.is_ok(), "{}", reply.text);
-    assert!(reply.only("GENURLAUTH").contains(";UID=3"));
+    let signed = reply.only("GENURLAUTH");
+    assert!(signed.contains(";UID=3"));
+    // URLFETCH waits too, whatever it then finds of the URL.
+    server.append("alice", "INBOX", &message(4));
+    client.ok("NOOP");
+    let signed = signed.trim_matches('"').replace(";UID=3", ";UID=4");
+    let tag = client.send(&format!("URLFETCH \"{signed}\""));
+    client.wait_line("OK Waiting");
+    advance(&server, "alice", "INBOX", 4);
+    client.wait(&tag);
 }
 
 #[test]
