@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal};
-use std::sync::Arc;
 
 use imap_xid::cluster::{At, Stable};
 use imap_xid::daemon::Config;
-use imap_xid::daemon::doveadm::{Pool, Target};
-use imap_xid::daemon::host::{Dovecot, Host, Look, Op, Place};
+use imap_xid::daemon::host::{Host, Look, Op, Place};
+use imap_xid::daemon::site::{DovecotSite, Site};
 use imap_xid::etcd::{Mailbox, Records, Registered, Registration, Store};
 use serde::Serialize;
 
@@ -155,13 +154,12 @@ fn lost<'a>(
 
 /// This node's own view of the mailbox.
 async fn look(config: &Config, mailbox: &Mailbox, name: &str) -> Result<Look, Problem> {
-    let target = Target::Unix(config.doveadm.socket.clone());
-    let host = Dovecot::new(Arc::new(Pool::new(target, None, 1)));
+    let site = DovecotSite::new(config)?;
     let place = Place {
         mailbox: mailbox.clone(),
         name: name.to_owned(),
     };
-    let look = host.act(&place, &Op::Look, 0).await;
+    let look = site.local().act(&place, &Op::Look, 0).await;
     look.map_err(|error| Problem::Host(error.to_string()))
 }
 

@@ -1,10 +1,8 @@
 //! `xidctl cluster forget`: removes the records of mailboxes that no node has any more.
 
-use std::sync::Arc;
-
 use imap_xid::daemon::Config;
-use imap_xid::daemon::doveadm::{Pool, Target};
-use imap_xid::daemon::host::{self, Dovecot, Host, Op, Place};
+use imap_xid::daemon::host::{self, Host, Op, Place};
+use imap_xid::daemon::site::{DovecotSite, Site};
 use imap_xid::etcd::{Mailbox, Records, Registered, Store};
 use serde::Serialize;
 
@@ -57,10 +55,11 @@ pub async fn run(
     context: &Context,
 ) -> Result<Outcome, Error> {
     let members = store.registered().await.map_err(Problem::from)?;
-    let nodes = reachable(args, config, &members)?;
+    let site = DovecotSite::new(config).map_err(Problem::from)?;
+    let nodes = reachable(args, config, &site, &members)?;
     let (mut forgotten, mut kept) = (Vec::new(), 0);
     for (mailbox, records) in all(store, args.user.as_deref()).await? {
-        if !is_gone(&nodes, &mailbox).await?
+        if !is_gone(config, &site, &nodes, &mailbox).await?
             || !forget(args, store, &mailbox, &records, &members).await?
         {
             kept += 1;
@@ -95,12 +94,13 @@ pub async fn run(
     Ok(Outcome::Fine)
 }
 
-/// Every node, and how to ask it.
+/// Every node; all of them are alive, and can be asked.
 fn reachable(
     args: &Args,
     config: &Config,
+    site: &impl Site,
     members: &[Registered],
-) -> Result<Vec<(String, Dovecot)>, Problem> {
+) -> Result<Vec<String>, Problem> {
     let names = |which: &dyn Fn(&&Registered) -> bool| {
         let found = members
             .iter()
@@ -117,20 +117,12 @@ fn reachable(
         return Err(Problem::Evicted(evicted));
     }
     let here = members.iter().filter(|member| !member.evicted);
-    here.map(|member| Ok((member.name.clone(), host_of(config, &member.name)?)))
-        .collect()
-}
-
-fn host_of(config: &Config, name: &str) -> Result<Dovecot, Problem> {
-    let (target, password) = if name == config.node {
-        (Target::Unix(config.doveadm.socket.clone()), None)
-    } else {
-        let peer = config.peers.iter().find(|peer| peer.name == name);
-        let peer = peer.ok_or_else(|| Problem::NoPeer(name.to_owned()))?;
-        let password = config.doveadm.password()?;
-        (Target::Tcp(peer.doveadm.clone()), password)
-    };
-    Ok(Dovecot::new(Arc::new(Pool::new(target, password, 1))))
+    let here: Vec<String> = here.map(|member| member.name.clone()).collect();
+    let unknown = |name: &&String| **name != config.node && site.peer(name).is_none();
+    match here.iter().find(unknown) {
+        Some(name) => Err(Problem::NoPeer(name.clone())),
+        None => Ok(here),
+    }
 }
 
 async fn all(store: &mut Store, user: Option<&str>) -> Result<Vec<(Mailbox, Records)>, Problem> {
@@ -144,13 +136,22 @@ async fn all(store: &mut Store, user: Option<&str>) -> Result<Vec<(Mailbox, Reco
 }
 
 /// Whether every node says that it has no such mailbox.
-async fn is_gone(nodes: &[(String, Dovecot)], mailbox: &Mailbox) -> Result<bool, Problem> {
+async fn is_gone(
+    config: &Config,
+    site: &impl Site,
+    nodes: &[String],
+    mailbox: &Mailbox,
+) -> Result<bool, Problem> {
     let place = Place {
         mailbox: mailbox.clone(),
         name: String::new(),
     };
-    for (name, node) in nodes {
-        match node.act(&place, &Op::Look, u32::MAX).await {
+    for name in nodes {
+        let look = match site.peer(name) {
+            Some(peer) if *name != config.node => peer.act(&place, &Op::Look, u32::MAX).await,
+            _ => site.local().act(&place, &Op::Look, u32::MAX).await,
+        };
+        match look {
             Err(host::Error::NotFound) => {}
             Ok(_) => return Ok(false),
             Err(error) => return Err(Problem::Node(name.clone(), error.to_string())),
