@@ -70,6 +70,7 @@ fn the_operator_sees_the_cluster_and_evicts_the_dead_only() {
     );
     let nobody = text(&xidctl(&scene, &["status", "-u", "jane"]).stdout);
     assert!(!nobody.contains("stable up to"), "{nobody}");
+    assert!(nobody.contains("jane: no records"), "{nobody}");
     let alive = xidctl(&scene, &["evict", "alpha"]);
     assert!(text(&alive.stderr).contains("alpha is alive"), "{alive:?}");
     assert_eq!(alive.status.code(), Some(1));

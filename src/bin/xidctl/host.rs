@@ -84,7 +84,12 @@ impl Host {
             "guid uidvalidity uidnext",
             mask,
         ];
-        let text = self.ask("doveadm", args.map(OsStr::new))?;
+        let text = match self.ask("doveadm", args.map(OsStr::new)) {
+            Err(Error::Host { text, .. }) if text.contains("Mailbox doesn't exist") => {
+                return Err(Error::NoMailbox(mask.to_owned()));
+            }
+            asked => asked?,
+        };
         let table = Table::parse(&text);
         let columns = ["mailbox", "guid", "uidvalidity", "uidnext"].map(|name| table.column(name));
         let [Some(name), Some(guid), Some(uidvalidity), Some(uidnext)] = columns else {

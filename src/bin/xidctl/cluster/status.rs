@@ -80,7 +80,14 @@ pub async fn run(args: &Args, store: &mut Store, context: &Context) -> Result<Ou
     let read = store.each_mailbox(args.user.as_deref(), each).await;
     read.map_err(Problem::from)?;
     let members = members.into_iter().map(Member::from).collect();
-    context.output.print(&Status { members, mailboxes }, show)?;
+    let status = Status { members, mailboxes };
+    context.output.print(&status, |out, status| {
+        show(out, status)?;
+        match (&args.user, status.mailboxes.is_empty()) {
+            (Some(user), true) => writeln!(out, "{user}: no records of any such mailbox"),
+            _ => Ok(()),
+        }
+    })?;
     Ok(Outcome::Fine)
 }
 
