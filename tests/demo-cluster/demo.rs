@@ -12,6 +12,7 @@ mod ours;
 mod pair;
 #[path = "../demo/show.rs"]
 mod show;
+mod stage;
 #[path = "../lab/stock.rs"]
 mod stock;
 mod story;
@@ -28,6 +29,9 @@ fn main() -> ExitCode {
     if std::env::args().any(|arg| arg == "--help") {
         println!("{USAGE}");
         return ExitCode::SUCCESS;
+    }
+    if !stage::is_on() {
+        return stage::play();
     }
     let show = Show::new();
     let ours = ours::play(&show);
