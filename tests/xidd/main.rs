@@ -209,8 +209,8 @@ fn metrics_can_be_scraped() {
         text.ends_with("# EOF\n")
     });
     assert!(text.contains("node=\"alpha\""), "{text}");
-    assert!(text.contains("xidd_member 0"), "{text}");
-    assert!(text.contains("xidd_lag_seconds 0"), "{text}");
+    assert!(text.contains("\nxidd_member 0"), "{text}");
+    assert!(text.contains("\nxidd_lag_seconds 0"), "{text}");
     assert!(daemon.stop(), "{}", daemon.log());
 }
 

@@ -42,7 +42,7 @@ impl Collector for Lag {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
         let gauge = ConstGauge::new(self.seconds());
         let metric = encoder.encode_descriptor(
-            "xidd_lag",
+            "lag",
             "Age of the oldest message whose UID is not stable",
             Some(&Unit::Seconds),
             prometheus_client::metrics::MetricType::Gauge,
