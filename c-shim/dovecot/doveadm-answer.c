@@ -159,7 +159,9 @@ int xid_doveadm_answer_state(struct xid_doveadm *cmd)
 	bool more = FALSE;
 	int ret;
 
-	str_printfa(json, "{\"uidvalidity\":%u,\"next\":%u,",
+	str_append(json, "{\"name\":");
+	xid_doveadm_append_string(json, mailbox_get_vname(cmd->box));
+	str_printfa(json, ",\"uidvalidity\":%u,\"next\":%u,",
 		    hdr->uid_validity, hdr->next_uid);
 	ret = xid_table_append(cmd, json);
 	if (ret == 0) {

@@ -145,6 +145,8 @@ pub enum Op {
 /// A mailbox as its host sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Look {
+    /// Its name now; empty: a plug-in of before does not say.
+    pub name: String,
     /// UIDVALIDITY.
     pub uidvalidity: u32,
     /// What the protocol needs of it. (Whether a staged message is settled, the source of a join
@@ -329,6 +331,8 @@ fn uid_set(uids: &[Uid]) -> String {
 
 #[derive(Deserialize)]
 struct State {
+    #[serde(default)]
+    name: String,
     uidvalidity: u32,
     next: Uid,
     shown: Uid,
@@ -417,6 +421,7 @@ fn look(command: &str, answer: &str) -> Result<Look, Error> {
         settled: false,
     });
     Ok(Look {
+        name: state.name,
         uidvalidity: state.uidvalidity,
         local: Local {
             entries: entries.collect(),
@@ -435,8 +440,8 @@ fn look(command: &str, answer: &str) -> Result<Look, Error> {
 mod tests {
     use super::*;
 
-    const STATE: &str = r#"{"uidvalidity":7,"next":12,"shown":9,"promised":4294967295,"limit":10,
-        "bound":20,"gated":false,"entries":[{"uid":10,"guid":"g\"","xid":"a-1"},
+    const STATE: &str = r#"{"name":"Work","uidvalidity":7,"next":12,"shown":9,
+        "promised":4294967295,"limit":10,"bound":20,"gated":false,"entries":[{"uid":10,"guid":"g\"","xid":"a-1"},
         {"uid":11,"guid":"h","xid":"a-2"}],"staged":["s"],"more":false}"#;
 
     #[test]
@@ -446,6 +451,7 @@ mod tests {
             (look.uidvalidity, look.local.next, look.local.shown),
             (7, 12, 9)
         );
+        assert_eq!(look.name, "Work");
         assert_eq!(look.local.promised, crate::cluster::ALL_PROMISED);
         assert_eq!(look.local.entries[0].guid, "g\"");
         assert_eq!(look.local.staged[0].guid, "s");

@@ -416,6 +416,10 @@ impl<S: Site> Task<S> {
                 Err(error) => return Err(error.into()),
             };
         }
+        // It may have been renamed, here or by replication.
+        if !fresh.look.name.is_empty() {
+            self.place.name.clone_from(&fresh.look.name);
+        }
         let mut local = fresh.look.local.clone();
         tracing::trace!(from = fresh.above, next = local.next, "looked");
         self.keep(fresh, &etcd, session);
