@@ -1,4 +1,17 @@
 //! What carries messages between nodes: the host's own replication.
+//!
+//! [`Carrier`] is all that the daemon knows of it; [`Dsync`] is Dovecot's. Another host's has to
+//! - carry both ways what the other side lacks, and expunges and flags of what both have;
+//! - give one UID to each message on both sides, in whatever way, as long as each commit passes the
+//!   plug-in there, which refuses to change what must not change ([`Error::Interlock`]);
+//! - keep GUIDs and XIDs;
+//! - do no harm where it is cut short, by us or by a crash: the daemon gives up on syncs with nodes
+//!   that are gone, and believes nothing of a sync that it has not looked at;
+//! - allow several at a time, of different mailboxes and with different peers.
+//!
+//! It may ignore what its host has no use for: `lead` is for replication that locks on both sides,
+//! `stable` for replication that remembers where it ended, and it may carry more than it is asked
+//! for (all of a user in place of one mailbox).
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -28,6 +41,9 @@ pub enum Error {
     /// The plug-in refused to change a UID that must not change.
     #[error("refused by the interlock: {0}")]
     Interlock(String),
+    /// Which mailboxes there are changed while it ran.
+    #[error("mailboxes were made, renamed or deleted meanwhile")]
+    Changed,
     /// Anything else.
     #[error("{0}")]
     Failed(String),
@@ -161,11 +177,14 @@ impl Carrier for Dsync {
                 Ok(())
             }
             // Something changed while it ran; a status without a name says so. What it carried,
-            // it carried.
+            // it carried; whoever waits for a message looks.
             Err(doveadm::Error::Failed { status, log, .. })
                 if status == "UNKNOWN" && log.is_empty() =>
             {
-                Ok(())
+                match job.what {
+                    What::Tree(_) => Err(Error::Changed),
+                    What::Mailbox(_) | What::User(_) => Ok(()),
+                }
             }
             Err(error) => Err(reason(error)),
         }

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::carrier::{Carrier, Job, What};
+use super::carrier::{self, Carrier, Job, What};
 use super::engine::{Error, Shared};
 use super::host::Host;
 use super::mailbox::Inbox;
@@ -69,7 +69,7 @@ struct Due {
 enum Ended {
     Done,
     Failed,
-    /// One of the nodes has to join a mailbox first.
+    /// One of the nodes has to join a mailbox first, or the mailboxes changed meanwhile.
     TooEarly,
 }
 
@@ -271,9 +271,11 @@ async fn sync<S: Site>(
         stable: 0,
     };
     shared.metrics.syncs.inc();
-    match shared.site.carrier().sync(&job).await {
+    let result = shared.site.carrier().sync(&job).await;
+    tracing::debug!(user, peer = job.peer, what = ?job.what, ?result, "sync of a user");
+    match result {
         Ok(()) if held => Ended::Done,
-        Ok(()) => Ended::TooEarly,
+        Ok(()) | Err(carrier::Error::Changed) => Ended::TooEarly,
         Err(error) => {
             shared.metrics.sync_failures.inc();
             tracing::info!(user, peer = job.peer, %error, "sync of all mailboxes failed");
