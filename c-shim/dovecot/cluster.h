@@ -6,6 +6,7 @@
      events.c     what is told to the daemon, and asked of it
      tree.c       the mailbox tree changes; an INBOX that is the same mailbox
                   on every node
+     twins.c      two mailboxes of one name
      interlock.c  what must not change, and how far UIDs may go
      broken.c     replication that broke off
      import.c     messages that come from other nodes keep their XIDs
@@ -153,5 +154,16 @@ void xid_tree_hook(struct xid_wait_mailbox *wbox, struct mailbox_vfuncs *v);
 int xid_tree_maildir_first_sync(struct xid_wait_mailbox *wbox);
 /* Opens the mailbox as the storage does; INBOX not while it is being made. */
 int xid_tree_open(struct mailbox *box);
+
+/*
+ * twins.c
+ */
+
+/* Before replication makes one: takes note of what has this name and is another
+   mailbox. -1 = replication must not make it now (the storage error is set). */
+int xid_twins_meet(struct mailbox *box, const struct mailbox_update *update);
+/* Before replication makes a mailbox another one: adds to the update what belongs
+   to that. -1 = it must not (the storage error is set). */
+int xid_twins_join(struct mailbox *box, struct mailbox_update *update);
 
 #endif

@@ -113,6 +113,19 @@ static void xid_tree_changed(struct mailbox *box)
 		xid_event_tree(box);
 }
 
+/* Before a mailbox is made; not for INBOX, which is the same one everywhere.
+   -1 = the storage error is set. */
+static int
+xid_tree_before_create(struct mailbox *box, const struct mailbox_update *update)
+{
+	struct xid_user *xuser = xid_mailbox_context(box)->xuser;
+
+	if (!xid_user_is_clustered(xuser) || !xid_user_replicates(xuser) ||
+	    update == NULL || guid_128_is_empty(update->mailbox_guid))
+		return 0;
+	return xid_twins_meet(box, update);
+}
+
 static int
 xid_tree_create_box(struct mailbox *box, const struct mailbox_update *update,
 		    bool directory)
@@ -122,6 +135,9 @@ xid_tree_create_box(struct mailbox *box, const struct mailbox_update *update,
 	struct file_lock *lock = NULL;
 	int ret;
 
+	if (!box->inbox_user && !directory &&
+	    xid_tree_before_create(box, update) < 0)
+		return -1;
 	if (box->inbox_user && !directory) {
 		if (update != NULL)
 			inbox_update = *update;
@@ -141,6 +157,22 @@ xid_tree_create_box(struct mailbox *box, const struct mailbox_update *update,
 		return -1;
 	xid_tree_changed(box);
 	return 0;
+}
+
+static int
+xid_tree_update_box(struct mailbox *box, const struct mailbox_update *update)
+{
+	struct xid_mailbox *xbox = xid_mailbox_context(box);
+	struct mailbox_update joined;
+
+	if (!box->inbox_user && xid_user_is_clustered(xbox->xuser) &&
+	    xbox->xuser->user->dsyncing) {
+		joined = *update;
+		if (xid_twins_join(box, &joined) < 0)
+			return -1;
+		update = &joined;
+	}
+	return xbox->module_ctx.super.update_box(box, update);
 }
 
 static int xid_tree_rename_box(struct mailbox *src, struct mailbox *dest)
@@ -214,6 +246,7 @@ void xid_tree_hook(struct xid_wait_mailbox *wbox, struct mailbox_vfuncs *v)
 	wbox->prev.rename_box = v->rename_box;
 	wbox->prev.delete_box = v->delete_box;
 	v->create_box = xid_tree_create_box;
+	v->update_box = xid_tree_update_box;
 	v->rename_box = xid_tree_rename_box;
 	v->delete_box = xid_tree_delete_box;
 	v->set_subscribed = xid_tree_set_subscribed;

@@ -89,6 +89,12 @@ struct xid_root {
 	bool numbers_begun;
 };
 
+/* twins.c: a mailbox of another node. */
+struct xid_twin {
+	guid_128_t guid;
+	uint32_t uid_validity;
+};
+
 struct xid_user {
 	union mail_user_module_context module_ctx;
 	struct mail_user *user;
@@ -102,6 +108,9 @@ struct xid_user {
 	/* cmd-wait.c: a gate was waited for in vain; until then commits find
 	   no gate closed. */
 	time_t gates_ignored_until;
+	/* twins.c: what replication would have made last, where there was
+	   another mailbox of that name; uid_validity 0 = none */
+	struct xid_twin twin;
 	/* A mailbox without an index on disk was seen, and logged. */
 	bool memory_logged:1;
 	/* Acts for the cluster daemon (doveadm xid): commits pass the gate and

@@ -9,10 +9,12 @@ mod harness;
 #[path = "../lab/history.rs"]
 mod history;
 mod killed;
+mod metrics;
 mod news;
 mod operator;
 mod parted;
 mod random;
+mod tree;
 mod wiped;
 #[path = "../lab/workload.rs"]
 mod workload;
