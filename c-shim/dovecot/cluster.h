@@ -8,6 +8,7 @@
                   on every node
      twins.c      two mailboxes of one name
      interlock.c  what must not change, and how far UIDs may go
+     between.c    messages that came while replication was at work
      broken.c     replication that broke off
      import.c     messages that come from other nodes keep their XIDs
      reassign.c   messages that came during a sync get UIDs above it
@@ -114,6 +115,19 @@ int xid_interlock_recheck(struct mailbox_transaction_context *t);
 /* What was promised in the table before this call, nobody changes after it:
    commits that did not see it yet are over. -1 = the storage error is set. */
 int xid_interlock_barrier(struct mailbox *box);
+
+/*
+ * between.c
+ */
+
+/* When replication begins to save: what comes from now on it does not know. */
+void xid_between_begin(struct xid_wait_mailbox *wbox);
+/* Before it commits, under the lock by which messages get their UIDs: why it may
+   not. NULL = it may. */
+const char *xid_between_objection(struct mailbox_transaction_context *t);
+/* It committed: these UIDs are its own. */
+void xid_between_saved(struct xid_wait_mailbox *wbox,
+		       const ARRAY_TYPE(seq_range) *uids);
 
 /*
  * broken.c

@@ -300,8 +300,10 @@ xid_wait_transaction_begin(struct mailbox *box,
 	    !wbox->xbox->disabled)
 		(void)xid_wait_attach(wbox);
 	if (box->storage->user->dsyncing &&
-	    (flags & MAILBOX_TRANSACTION_FLAG_EXTERNAL) != 0)
+	    (flags & MAILBOX_TRANSACTION_FLAG_EXTERNAL) != 0) {
 		xid_broken_watch();
+		xid_between_begin(wbox);
+	}
 	return wbox->prev.transaction_begin(box, flags, reason);
 }
 
@@ -364,8 +366,10 @@ xid_wait_transaction_commit(struct mailbox_transaction_context *t,
 	xid_wait_inside--;
 	xid_moving_end(box, ret == 0);
 	xid_interlock_end(box);
-	if (ret == 0)
+	if (ret == 0) {
 		xid_commit_told(wbox, save_count, changes_r);
+		xid_between_saved(wbox, &changes_r->saved_uids);
+	}
 	last_uid = ret < 0 || save_count == 0 ? 0 :
 		xid_saved_last_uid(changes_r);
 	if (last_uid == 0)

@@ -16,6 +16,9 @@
 #define XID_REFUSED \
 	"The change would break what the cluster agreed on, try again later"
 
+#define XID_MEANWHILE \
+	"Messages came while replication was at work, try again later"
+
 #define XID_EXPUNGE_REASON "xid: expunging what was moved"
 #define XID_BARRIER_REASON "xid: a promise"
 
@@ -79,7 +82,7 @@ xid_interlock_objections(struct mailbox_transaction_context *t)
 	return why;
 }
 
-static int xid_interlock_check(struct mailbox_transaction_context *t)
+static int xid_interlock_check_moves(struct mailbox_transaction_context *t)
 {
 	struct mailbox *box = t->box;
 	struct xid_mailbox *xbox = xid_mailbox_context(box);
@@ -96,6 +99,23 @@ static int xid_interlock_check(struct mailbox_transaction_context *t)
 	if (core != NULL)
 		(void)imap_xid_box_count_refusal(core);
 	mail_storage_set_error(box->storage, MAIL_ERROR_TEMP, XID_REFUSED);
+	return -1;
+}
+
+static int xid_interlock_check(struct mailbox_transaction_context *t)
+{
+	struct mailbox *box = t->box;
+	const char *why;
+
+	if (xid_interlock_check_moves(t) < 0)
+		return -1;
+	why = xid_between_objection(t);
+	if (why == NULL)
+		return 0;
+	e_info(box->storage->user->event, "xid: %s: %s: replication begins "
+	       "again (%s)", box->storage->user->username,
+	       mailbox_get_vname(box), why);
+	mail_storage_set_error(box->storage, MAIL_ERROR_TEMP, XID_MEANWHILE);
 	return -1;
 }
 

@@ -5,6 +5,7 @@
 #include "mail-index-private.h"
 #include "mail-index-modseq.h"
 #include "mail-index-transaction-private.h"
+#include "dbox-save.h"
 #include "maildir-storage.h"
 #include "maildir-uidlist.h"
 #include "maildir-filename.h"
@@ -20,6 +21,8 @@ struct xid_transaction {
 	pool_t pool;
 	/* by seq; only what the storage does not tell at commit */
 	ARRAY(struct xid_saved_mail) mails;
+	/* dsync was told of a copy that it is there, and it is not */
+	bool lacks_copy;
 };
 
 /* A message of the transaction that is being committed. */
@@ -50,11 +53,10 @@ bool xid_storage_is_maildir(const struct mailbox *box)
  * While messages are saved
  */
 
-static struct xid_saved_mail *
-xid_saved_mail_get(struct mailbox_transaction_context *t, uint32_t seq)
+static struct xid_transaction *
+xid_transaction_get(struct mailbox_transaction_context *t)
 {
 	struct xid_transaction *xt = XID_TRANSACTION_CONTEXT(t);
-	struct xid_saved_mail *mail;
 	pool_t pool;
 
 	if (xt == NULL) {
@@ -64,6 +66,15 @@ xid_saved_mail_get(struct mailbox_transaction_context *t, uint32_t seq)
 		p_array_init(&xt->mails, pool, 8);
 		MODULE_CONTEXT_SET(t, xid_transaction_module, xt);
 	}
+	return xt;
+}
+
+static struct xid_saved_mail *
+xid_saved_mail_get(struct mailbox_transaction_context *t, uint32_t seq)
+{
+	struct xid_transaction *xt = xid_transaction_get(t);
+	struct xid_saved_mail *mail;
+
 	if (array_count(&xt->mails) > 0) {
 		mail = array_back_modifiable(&xt->mails);
 		if (mail->seq == seq)
@@ -330,6 +341,44 @@ static int xid_copy_with_new_guid(struct mail_save_context *ctx,
 	return ret;
 }
 
+/* dsync moves a message that was expunged since it looked. It then asks the
+   other node for that message, and where that never had it, it asks for nothing
+   in particular, which ends it with an assertion (dsync_ibc_send_mail_request).
+   So it is told that all is well, and the commit is refused: the next sync finds
+   the message gone. */
+static int
+xid_copy_expunged(struct mailbox_transaction_context *t, uint32_t wanted_uid)
+{
+	struct xid_mailbox *xbox = xid_mailbox_context(t->box);
+
+	if (wanted_uid == 0 || xbox->disabled ||
+	    !xid_user_is_clustered(xbox->xuser) ||
+	    mailbox_get_last_mail_error(t->box) != MAIL_ERROR_EXPUNGED)
+		return -1;
+	xid_transaction_get(t)->lacks_copy = TRUE;
+	return 0;
+}
+
+/* sdbox remembers until the end of the transaction that a save was cancelled or
+   failed, and then removes the files of all its messages, which are committed by
+   then. dsync cancels a save where the message was expunged on the other node
+   after it was announced, and goes on; after other failures it commits what it
+   has as well. The messages would be lost on both nodes: what has no file is
+   expunged, and replication carries that on. */
+static bool xid_sdbox_removes_files(struct mailbox_transaction_context *t)
+{
+	return t->save_ctx != NULL && t->save_count > 0 &&
+		strcmp(t->box->storage->name, "sdbox") == 0 &&
+		(DBOX_SAVECTX(t->save_ctx))->failed;
+}
+
+bool xid_transaction_is_spoilt(struct mailbox_transaction_context *t)
+{
+	struct xid_transaction *xt = XID_TRANSACTION_CONTEXT(t);
+
+	return (xt != NULL && xt->lacks_copy) || xid_sdbox_removes_files(t);
+}
+
 static int xid_copy(struct mail_save_context *ctx, struct mail *mail)
 {
 	struct mailbox_transaction_context *t = ctx->transaction;
@@ -345,7 +394,7 @@ static int xid_copy(struct mail_save_context *ctx, struct mail *mail)
 	if (xid_copy_needs_guid(ctx, mail)) {
 		return xid_copy_with_new_guid(ctx, mail);
 	} else if (xbox->module_ctx.super.copy(ctx, mail) < 0) {
-		return -1;
+		return renumbering ? xid_copy_expunged(t, wanted_uid) : -1;
 	}
 	if (xbox->disabled)
 		return 0;

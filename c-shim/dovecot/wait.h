@@ -82,6 +82,11 @@ struct xid_wait_mailbox {
 	/* interlock.c: dsync copied these UIDs to others, and is to expunge
 	   them in its next transaction; not created = none */
 	ARRAY(uint32_t) moved_uids;
+	/* between.c: the next UID when replication looked at the mailbox (0 =
+	   it does not save here), and the UIDs from there on that are its
+	   own doing, or that it wanted */
+	uint32_t sync_next_uid;
+	ARRAY_TYPE(seq_range) sync_uids;
 	/* events.c: when the daemon was last told that somebody waits here,
 	   in milliseconds; 0 = never */
 	int64_t reminded_at;

@@ -84,6 +84,9 @@ struct xid_saved_mail {
    how many. */
 unsigned int xid_saved_mails(struct mailbox_transaction_context *t,
 			     struct xid_saved_mail **mails_r);
+/* A message could not be saved or copied, and dsync goes on as if it had been:
+   nothing of the transaction may be committed. */
+bool xid_transaction_is_spoilt(struct mailbox_transaction_context *t);
 /* The message keeps this XID. */
 void xid_saved_mail_set_xid(struct mailbox_transaction_context *t,
 			    struct xid_saved_mail *mail,

@@ -15,8 +15,15 @@ const MESSAGES: usize = 3;
 /// How many places the connection is cut at.
 const CUTS: usize = 8;
 
-/// Passes on what comes, both ways, until so many bytes went to the server.
-fn relay(listener: &TcpListener, to: SocketAddr, limit: usize, passed: &AtomicUsize) {
+/// Passes on what comes, both ways, until so many bytes went to the server; then `then` is done, and
+/// says whether it goes on.
+fn relay(
+    listener: &TcpListener,
+    to: SocketAddr,
+    limit: usize,
+    then: impl FnOnce() -> bool,
+    passed: &AtomicUsize,
+) {
     let (client, _) = listener.accept().expect("dsync connects");
     let server = TcpStream::connect(to).expect("the other node");
     std::thread::scope(|scope| {
@@ -25,8 +32,14 @@ fn relay(listener: &TcpListener, to: SocketAddr, limit: usize, passed: &AtomicUs
             let _ = client.shutdown(Shutdown::Both);
         });
         let mut buffer = [0; 512];
-        let mut left = limit;
-        while left > 0 {
+        let (mut left, mut then) = (limit, Some(then));
+        loop {
+            if left == 0 {
+                if !then.take().is_some_and(|then| then()) {
+                    break;
+                }
+                left = usize::MAX;
+            }
             let most = left.min(buffer.len());
             let Ok(count @ 1..) = (&client).read(&mut buffer[..most]) else {
                 break;
@@ -43,24 +56,35 @@ fn relay(listener: &TcpListener, to: SocketAddr, limit: usize, passed: &AtomicUs
     });
 }
 
-/// One sync of a mailbox that is cut after so many bytes; how many went through.
-fn sync_cut(pair: &Pair, mailbox: &str, limit: usize) -> usize {
+/// One sync of a mailbox during which something is done after so many bytes; that says whether the
+/// sync goes on. Gives how many bytes went through, and how the sync ended.
+pub fn sync_through(
+    pair: &Pair,
+    mailbox: &str,
+    limit: usize,
+    then: impl FnOnce() -> bool + Send,
+) -> (usize, Output) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     let port = listener.local_addr().expect("bound").port();
     let to = SocketAddr::new(pair.servers[1].imap_addr().ip(), DOVEADM);
     let passed = AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        scope.spawn(|| relay(&listener, to, limit, &passed));
+    let output = std::thread::scope(|scope| {
+        scope.spawn(|| relay(&listener, to, limit, then, &passed));
         let peer = format!("tcp:127.0.0.1:{port}");
         let words = ["sync", "-u", "alice", "-f", "-m", mailbox, &peer];
-        let _ = pair.servers[0].doveadm(&words);
+        pair.servers[0].doveadm(&words)
     });
-    passed.into_inner()
+    (passed.into_inner(), output)
+}
+
+/// The same, cut there.
+fn sync_cut(pair: &Pair, mailbox: &str, limit: usize) -> usize {
+    sync_through(pair, mailbox, limit, || false).0
 }
 
 /// A mailbox of that name with one message that both have, and then others on each, at the same
 /// UIDs. Gives all GUIDs.
-fn collide(pair: &Pair, mailbox: &str) -> BTreeSet<String> {
+pub fn collide(pair: &Pair, mailbox: &str) -> BTreeSet<String> {
     let sync = ["-f", "-m", mailbox];
     pair.servers[0]
         .imap("alice")

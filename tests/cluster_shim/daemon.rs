@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use imap_xid::table::Table;
 
@@ -53,6 +54,7 @@ struct State {
     xids: HashMap<String, String>,
     unknown: Option<Unknown>,
     cut: bool,
+    held: bool,
     incarnation: u32,
     /// The server's folder that holds the users' homes.
     homes: PathBuf,
@@ -150,6 +152,11 @@ impl Daemon {
     /// What it says about others.
     pub fn says_of_others(&self, unknown: Unknown) {
         lock(&self.state).unknown = Some(unknown);
+    }
+
+    /// Whether it keeps those who ask for XIDs waiting (they wait five seconds).
+    pub fn hold(&self, held: bool) {
+        lock(&self.state).held = held;
     }
 
     /// Which of the node's disks it says this is.
@@ -290,6 +297,9 @@ fn serve(connection: &OwnedFd, state: &Mutex<State>, stop: &AtomicBool) {
         let Some(answer) = lock(state).take(&text, uid) else {
             continue;
         };
+        while answer.starts_with('X') && lock(state).held && !stop.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(LOOK_MS as u64));
+        }
         // SAFETY: as long as is said.
         unsafe {
             libc::send(

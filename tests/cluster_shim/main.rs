@@ -7,6 +7,7 @@ mod harness;
 #[path = "../wire/assign.rs"]
 mod assign;
 
+mod between;
 mod broken;
 mod copies;
 mod daemon;
