@@ -16,7 +16,7 @@ use super::site::{DovecotSite, Site};
 use super::sweep::{Order, Sweeper};
 use super::xids;
 use super::{Change, Config, Event, Metrics};
-use crate::cluster::Node;
+use crate::cluster::{Incarnation, Node};
 use crate::etcd::Mailbox;
 
 /// Most mailboxes that have a task at a time; the others wait for their turn.
@@ -254,6 +254,7 @@ pub async fn run_with<S: Site>(
         shared: shared.clone(),
         orders,
         alive: BTreeSet::new(),
+        disks: BTreeMap::new(),
     };
     let ended = tokio::select! {
         () = engine.listen(config, events, heard, stop) => Ok(()),
@@ -275,6 +276,8 @@ struct Engine<S: Site> {
     orders: mpsc::UnboundedSender<Order>,
     /// Who was alive when the members were heard of last.
     alive: BTreeSet<Node>,
+    /// The disk with which each node was last seen alive.
+    disks: BTreeMap<Node, Incarnation>,
 }
 
 impl<S: Site> Engine<S> {
@@ -385,7 +388,8 @@ impl<S: Site> Engine<S> {
     }
 
     /// Tells nodes that are back what they missed. (They themselves look at everything, too; but
-    /// they may not know of every user.)
+    /// they may not know of every user.) A disk that was not there before knows no user, and what
+    /// happened while nobody had heard of its node was meant for the others only.
     fn greet(&mut self) {
         let Some(session) = self.shared.session() else {
             return;
@@ -394,6 +398,12 @@ impl<S: Site> Engine<S> {
         for node in now.difference(&self.alive) {
             for user in self.shared.pay(*node) {
                 let _ = self.orders.send(Order::Owed(user, *node));
+            }
+        }
+        for node in &now {
+            let disk = session.members.alive[node];
+            if self.disks.insert(*node, disk) != Some(disk) {
+                let _ = self.orders.send(Order::Stranger(*node));
             }
         }
         self.alive = now;

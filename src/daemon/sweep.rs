@@ -45,6 +45,8 @@ pub enum Order {
     Tree(String),
     /// This user changed while this node was away.
     Owed(String, Node),
+    /// A node has a disk that was not seen before: it lacks the mailboxes of all users.
+    Stranger(Node),
     /// The daemon was away, or heard nothing: look at everything.
     Everything,
 }
@@ -151,6 +153,11 @@ impl<S: Site> Sweeper<S> {
                 self.all_peers(&user, Extent::Tree);
             }
             Order::Owed(user, node) => self.order(user, node, Extent::All),
+            Order::Stranger(node) => {
+                for user in self.users.names.clone() {
+                    self.order(user, node, Extent::Tree);
+                }
+            }
             Order::Everything => {}
         }
     }

@@ -164,3 +164,22 @@ fn flags_and_new_mailboxes_reach_the_other_node() {
         one.ok("LIST \"\" Work").untagged("LIST").len() == 1
     });
 }
+
+/// Such a user is on no node's list: Dovecot cannot list users here, and etcd has no record of a
+/// mailbox without mail.
+#[test]
+fn a_new_disk_gets_the_mailboxes_of_users_without_mail() {
+    let cluster = Cluster::setup().nodes(2).format(Format::Sdbox).start();
+    let mut one = cluster.node(1).imap_in(USER, "INBOX");
+    one.ok("CREATE Work");
+    let there = || {
+        let mut two = cluster.node(2).imap(USER);
+        two.ok("LIST \"\" Work").untagged("LIST").len() == 1
+    };
+    until("the mailbox to arrive", there);
+    cluster.replace_disk(2);
+    assert!(!there(), "the disk is new");
+    cluster.start_xidd(2);
+    cluster.wait_node_in(2);
+    until("the mailbox to be back", there);
+}
