@@ -13,11 +13,11 @@ const PAST_THE_LEASE: Duration = Duration::from_secs(5);
 const SETTLING: Duration = Duration::from_secs(120);
 
 /// A message: UID, XID, subject.
-type Row = (u32, String, String);
+pub type Row = (u32, String, String);
 
 /// The mailbox with UIDs; `None`: not all of them are stable yet.
-fn rows(server: &Dovecot, mailbox: &str) -> Option<Vec<Row>> {
-    let mut client = server.try_imap(USER, Duration::from_secs(60)).ok()?;
+fn rows(server: &Dovecot, user: &str, mailbox: &str) -> Option<Vec<Row>> {
+    let mut client = server.try_imap(user, Duration::from_secs(60)).ok()?;
     let selected = client.try_cmd(&format!("SELECT {mailbox}")).ok()?;
     if selected.exists()? == 0 {
         return Some(Vec::new());
@@ -37,10 +37,21 @@ fn rows(server: &Dovecot, mailbox: &str) -> Option<Vec<Row>> {
 
 /// Waits until all nodes show the same, and as many messages; gives them.
 fn same_everywhere(cluster: &Cluster, what: &str, mailbox: &str, count: usize) -> Vec<Row> {
+    users_same_everywhere(cluster, what, USER, mailbox, count)
+}
+
+/// The same for any user.
+pub fn users_same_everywhere(
+    cluster: &Cluster,
+    what: &str,
+    user: &str,
+    mailbox: &str,
+    count: usize,
+) -> Vec<Row> {
     let end = Instant::now() + SETTLING;
     loop {
         let all: Vec<_> = (1..=cluster.nodes())
-            .map(|node| rows(cluster.node(node), mailbox))
+            .map(|node| rows(cluster.node(node), user, mailbox))
             .collect();
         let alike = all.iter().all(|rows| rows.is_some() && *rows == all[0]);
         if let Some(rows) = all[0].clone().filter(|rows| alike && rows.len() == count) {
@@ -48,7 +59,7 @@ fn same_everywhere(cluster: &Cluster, what: &str, mailbox: &str, count: usize) -
         }
         assert!(
             Instant::now() < end,
-            "{what}: {mailbox} is {all:#?}, not {count} messages"
+            "{what}: {user}'s {mailbox} is {all:#?}, not {count} messages"
         );
         std::thread::sleep(Duration::from_millis(200));
     }
@@ -106,7 +117,7 @@ fn moved_and_back(format: Format) {
     }
     let before = same_everywhere(&cluster, &what, "INBOX", 3);
     until("the other node has the mailbox", || {
-        rows(cluster.node(2), "box").is_some()
+        rows(cluster.node(2), USER, "box").is_some()
     });
     let away_and_back = |node: usize| {
         let mut client = cluster.node(node).imap_in(USER, "INBOX");
@@ -140,9 +151,12 @@ fn a_copy_within_a_mailbox_is_a_message_of_its_own() {
 }
 
 #[test]
-#[ignore = "for make soak: as the one with sdbox"]
-fn a_copy_within_a_mailbox_of_another_format_is_a_message_of_its_own() {
+fn a_copy_within_an_mdbox_mailbox_is_a_message_of_its_own() {
     copied_within(Format::Mdbox);
+}
+
+#[test]
+fn a_copy_within_a_maildir_is_a_message_of_its_own() {
     copied_within(Format::Maildir);
 }
 
@@ -152,8 +166,11 @@ fn a_message_that_comes_back_is_there_once() {
 }
 
 #[test]
-#[ignore = "for make soak: as the one with sdbox"]
-fn a_message_that_comes_back_in_another_format_is_there_once() {
+fn a_message_that_comes_back_to_an_mdbox_mailbox_is_there_once() {
     moved_and_back(Format::Mdbox);
+}
+
+#[test]
+fn a_message_that_comes_back_to_a_maildir_is_there_once() {
     moved_and_back(Format::Maildir);
 }

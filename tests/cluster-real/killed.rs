@@ -35,7 +35,6 @@ fn replication_killed_again_and_again_changes_no_uid() {
 }
 
 #[test]
-#[ignore = "for make soak: it passed each of the few times it ran"]
 fn xidd_killed_again_and_again_changes_no_uid() {
     written_while("xidd killed", 2, |cluster, round| {
         let node = 1 + round % 2;
@@ -47,7 +46,6 @@ fn xidd_killed_again_and_again_changes_no_uid() {
 }
 
 #[test]
-#[ignore = "for make soak: it passed each of the few times it ran"]
 fn a_node_that_loses_its_power_comes_back_with_all_that_it_acknowledged() {
     let cluster = Cluster::setup().nodes(3).start();
     let observers = write_by_turns(observers(&cluster), 0, 12, PAUSE);

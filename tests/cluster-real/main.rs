@@ -4,11 +4,13 @@
 //! clients got. `IMAP_XID_SOAK=1` plays random schedules for half an hour and more.
 
 mod copies;
+mod first;
 #[path = "../harness/mod.rs"]
 mod harness;
 #[path = "../lab/history.rs"]
 mod history;
 mod killed;
+mod long;
 mod metrics;
 mod news;
 mod operator;

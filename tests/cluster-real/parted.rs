@@ -50,7 +50,6 @@ fn a_node_that_was_dropped_comes_back_without_changing_a_uid() {
 }
 
 #[test]
-#[ignore = "for make soak: it passed each of the few times it ran"]
 fn a_maildir_node_that_was_dropped_comes_back_and_doubles_nothing() {
     parted(3, Format::Maildir, PAST_THE_LEASE, |_| ());
 }

@@ -53,7 +53,6 @@ fn a_new_disk_that_gets_mail_first_joins_and_changes_no_uid() {
 }
 
 #[test]
-#[ignore = "for make soak: as the one with sdbox"]
 fn a_new_maildir_that_gets_mail_first_joins_and_changes_no_uid() {
     new_mail_first(Format::Maildir);
 }
