@@ -1,13 +1,13 @@
 /* Messages that came between replication's look at the mailbox and its commit.
-   They have the UIDs that were next when it looked. What it brings keeps the UID
-   that the other node has for it, as long as that is not given yet; so such a
-   message may come to lie below one that both nodes have, at a UID at which the
-   other node has nothing: it raised its next UID, or no longer knows what it
-   expunged there. The next sync would take it for expunged on the other node,
-   and remove it. dsync gives it a new UID at the end of the same sync; but it may
-   be killed before that, or find that the message was promised meanwhile. So
-   such a commit is refused as a whole: the next sync finds the message, and
-   brings the same again.
+   They have the UIDs that were next when it looked. What it brings keeps the
+   UID that the other node has for it, as long as that is not given yet; so such
+   a message may come to lie below one that both nodes have, at a UID at which
+   the other node has nothing: it raised its next UID, or no longer knows what
+   it expunged there. The next sync would take it for expunged on the other
+   node, and remove it. dsync gives it a new UID at the end of the same sync;
+   but it may be killed before that, or find that the message was promised
+   meanwhile. So such a commit is refused as a whole: the next sync finds the
+   message, and brings the same again.
 
    Where the other node has another message at that UID dsync sees that the two
    differ, and looks for nothing common above it. */

@@ -122,8 +122,8 @@ int xid_interlock_barrier(struct mailbox *box);
 
 /* When replication begins to save: what comes from now on it does not know. */
 void xid_between_begin(struct xid_wait_mailbox *wbox);
-/* Before it commits, under the lock by which messages get their UIDs: why it may
-   not. NULL = it may. */
+/* Before it commits, under the lock by which messages get their UIDs: why it
+   may not. NULL = it may. */
 const char *xid_between_objection(struct mailbox_transaction_context *t);
 /* It committed: these UIDs are its own. */
 void xid_between_saved(struct xid_wait_mailbox *wbox,

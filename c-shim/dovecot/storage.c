@@ -344,8 +344,8 @@ static int xid_copy_with_new_guid(struct mail_save_context *ctx,
 /* dsync moves a message that was expunged since it looked. It then asks the
    other node for that message, and where that never had it, it asks for nothing
    in particular, which ends it with an assertion (dsync_ibc_send_mail_request).
-   So it is told that all is well, and the commit is refused: the next sync finds
-   the message gone. */
+   So it is told that all is well, and the commit is refused: the next sync
+   finds the message gone. */
 static int
 xid_copy_expunged(struct mailbox_transaction_context *t, uint32_t wanted_uid)
 {
@@ -360,8 +360,8 @@ xid_copy_expunged(struct mailbox_transaction_context *t, uint32_t wanted_uid)
 }
 
 /* sdbox remembers until the end of the transaction that a save was cancelled or
-   failed, and then removes the files of all its messages, which are committed by
-   then. dsync cancels a save where the message was expunged on the other node
+   failed, and then removes the files of all its messages, which are committed
+   by then. dsync cancels a save where the message was expunged on the other node
    after it was announced, and goes on; after other failures it commits what it
    has as well. The messages would be lost on both nodes: what has no file is
    expunged, and replication carries that on. */

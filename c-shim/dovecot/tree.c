@@ -50,10 +50,10 @@ xid_inbox_update_fill(struct mailbox *box, struct mailbox_update *update)
    opens it for the first time waits for that. Returns NULL where nobody needs to
    wait, or where the lock cannot be had: mail goes on.
 
-   The host's own lock on the list of mailboxes comes first. It holds that while it
-   makes a mailbox, and while it makes its list anew because INBOX is missing, and
-   in both it comes here; and who opens INBOX may find that the list is to be made
-   anew. In the other order the two would wait for each other. */
+   The host's own lock on the list of mailboxes comes first. It holds that while
+   it makes a mailbox, and while it makes its list anew because INBOX is missing,
+   and in both it comes here; and who opens INBOX may find that the list is to be
+   made anew. In the other order the two would wait for each other. */
 static struct file_lock *xid_inbox_lock(struct xid_mailbox *xbox)
 {
 	const struct file_create_settings set = {
