@@ -5,7 +5,6 @@
 #include "guid.h"
 #include "sha1.h"
 #include "str.h"
-#include "mailbox-list-private.h"
 #include "maildir-storage.h"
 #include "maildir-uidlist.h"
 
@@ -48,12 +47,7 @@ xid_inbox_update_fill(struct mailbox *box, struct mailbox_update *update)
 /* Who opens an INBOX that another process is making finishes it in its own way,
    and gives it another GUID. So whoever makes it does so alone, and whoever
    opens it for the first time waits for that. Returns NULL where nobody needs to
-   wait, or where the lock cannot be had: mail goes on.
-
-   The host's own lock on the list of mailboxes comes first. It holds that while
-   it makes a mailbox, and while it makes its list anew because INBOX is missing,
-   and in both it comes here; and who opens INBOX may find that the list is to be
-   made anew. In the other order the two would wait for each other. */
+   wait, or where the lock cannot be had: mail goes on. */
 static struct file_lock *xid_inbox_lock(struct xid_mailbox *xbox)
 {
 	const struct file_create_settings set = {
@@ -73,14 +67,7 @@ static struct file_lock *xid_inbox_lock(struct xid_mailbox *xbox)
 	    xid_root_open(xbox) == NULL)
 		return NULL;
 	path = t_strconcat(xbox->root->dir, "/"XID_INBOX_LOCK_NAME, NULL);
-	if (mailbox_list_lock(xbox->box->list) < 0) {
-		e_warning(xbox->box->event, "xid: INBOX may be made twice: %s",
-			  mailbox_list_get_last_internal_error(xbox->box->list,
-							       NULL));
-		return NULL;
-	}
 	if (file_create_locked(path, &set, &lock, &created, &error) < 0) {
-		mailbox_list_unlock(xbox->box->list);
 		e_warning(xbox->box->event, "xid: INBOX may be made twice: %s",
 			  error);
 		return NULL;
@@ -94,7 +81,6 @@ static void xid_inbox_unlock(struct xid_mailbox *xbox, struct file_lock **lock)
 	if (*lock == NULL)
 		return;
 	file_lock_free(lock);
-	mailbox_list_unlock(xbox->box->list);
 	xbox->xuser->inbox_locked = FALSE;
 }
 
