@@ -20,8 +20,8 @@ use super::host::{self, Host, Look, Op, Place};
 use super::member::Session;
 use super::site::Site;
 use crate::cluster::{
-    At, Config, Entry, Kind, Local, Node, Put, Replica, Rev, Rules, Snapshot, Source, Stable, Step,
-    Tail, Txn, Uid, View,
+    At, Config, Entry, Incarnation, Kind, Local, Node, Put, Replica, Rev, Rules, Snapshot, Source,
+    Stable, Step, Tail, Txn, Uid, View,
 };
 use crate::etcd::{self, Mailbox, Text};
 
@@ -482,14 +482,33 @@ impl<S: Site> Task<S> {
         if unknown.is_empty() {
             return Ok(());
         }
-        let (name, host) = self.peer(session, source.node)?;
-        let settled = host.settled(&self.place, stable.value.uid, &unknown).await;
-        let settled = settled.map_err(|e| Error::Peer(name, e))?;
+        let mut settled = BTreeSet::new();
+        for node in self.witnesses(source.node, &stable.value, etcd) {
+            let (name, host) = self.peer(session, node)?;
+            match host.settled(&self.place, stable.value.uid, &unknown).await {
+                Ok(known) => settled.extend(known),
+                Err(host::Error::NotFound) => {}
+                Err(error) => return Err(Error::Peer(name, error)),
+            }
+        }
         let answers = unknown
             .into_iter()
             .map(|guid| (settled.contains(&guid), guid));
         self.settled.extend(answers.map(|(is, guid)| (guid, is)));
         Ok(())
+    }
+
+    /// Who may know what became of a message: the source, and the other holders that are alive. The
+    /// source does not know what was expunged before it joined itself.
+    fn witnesses(
+        &self,
+        source: Node,
+        stable: &Stable,
+        etcd: &Snapshot<Text, Text>,
+    ) -> BTreeSet<Node> {
+        let alive = |(node, disk): &(&Node, &Incarnation)| etcd.alive.get(node) == Some(*disk);
+        let holders = stable.holders.iter().filter(alive).map(|(node, _)| *node);
+        holders.chain([source]).collect()
     }
 
     fn peer(&self, session: &Session, node: Node) -> Result<(String, Arc<S::Host>), Error> {
