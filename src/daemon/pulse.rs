@@ -23,15 +23,16 @@ pub struct Pulse {
     me: Option<Who>,
     lease: Duration,
     others: BTreeMap<Who, Beat>,
-    /// Under which lease each key was seen last.
-    leases: BTreeMap<Who, i64>,
+    /// Under which lease each key was seen last, and when.
+    leases: BTreeMap<Who, (i64, Instant)>,
     /// Our own last beat that etcd took, and since when it took them all in time.
     own: Option<Steady>,
 }
 
-/// When a node was heard of last, and at which revision.
+/// When a node was heard of last, how long after the time before, and at which revision.
 struct Beat {
     at: Instant,
+    after: Duration,
     rev: Rev,
 }
 
@@ -55,15 +56,18 @@ impl Pulse {
     /// node came, or came back, and until its first beat only its lease counts.
     #[must_use]
     pub fn heard(&mut self, who: Who, lease: i64, rev: Rev, at: Instant) -> bool {
-        let again = self.leases.insert(who, lease) == Some(lease);
-        if !again {
+        let before = self.leases.insert(who, (lease, at));
+        let Some((_, last)) = before.filter(|(then, _)| *then == lease) else {
             self.others.remove(&who);
-        } else if Some(who) == self.me {
+            return false;
+        };
+        if Some(who) == self.me {
             self.beat(at);
         } else {
-            self.others.insert(who, Beat { at, rev });
+            let after = at.duration_since(last);
+            self.others.insert(who, Beat { at, after, rev });
         }
-        again
+        true
     }
 
     /// Its key is gone.
@@ -92,7 +96,9 @@ impl Pulse {
         if !heard_ourselves {
             return Vec::new();
         }
-        let silent = |beat: &Beat| now.duration_since(beat.at) >= self.lease;
+        // Its lease may be longer than ours: then it beats more slowly.
+        let lease = |beat: &Beat| self.lease.max(beat.after * BEATS);
+        let silent = |beat: &Beat| now.duration_since(beat.at) >= lease(beat);
         let others = self.others.iter().filter(|(_, beat)| silent(beat));
         others.map(|(who, beat)| (*who, beat.rev)).collect()
     }
@@ -141,6 +147,13 @@ mod tests {
         let mine = [0, 1000, 2000, 3000, 4000];
         assert!(!silent_after(&mine, &[0, 1000], 3999));
         assert!(silent_after(&mine, &[0, 1000], 4000));
+    }
+
+    #[test]
+    fn who_has_a_longer_lease_is_waited_for_longer() {
+        let mine: Vec<u64> = (0..30).map(|second| second * 1000).collect();
+        assert!(!silent_after(&mine, &[5000, 10_000], 24_999));
+        assert!(silent_after(&mine, &[5000, 10_000], 25_000));
     }
 
     #[test]
