@@ -230,6 +230,8 @@ fn with_box(format: Format, what: &str, mailbox: &str) -> Cluster {
     let cluster = Cluster::setup().nodes(2).format(format).start();
     cluster.allow_log("until its new name is replicated");
     allow_crashes(&cluster);
+    // As for every cluster of these tests.
+    cluster.node(2).imap_in(USER, "INBOX");
     let mut one = cluster.node(1).imap_in(USER, "INBOX");
     one.ok(&format!("CREATE {mailbox}"));
     one.append(mailbox, &message(1));
