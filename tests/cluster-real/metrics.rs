@@ -68,7 +68,9 @@ fn every_counter_that_an_operator_watches_moves_when_it_should() {
             value(&text, "xidd_member") == 1.0 && value(&text, "xidd_alive_nodes") == 3.0
         });
     }
-    append(&cluster, 1, 1);
+    // A client that stays: its process is what is connected to the daemon.
+    let mut client = cluster.node(1).imap_in(USER, "INBOX");
+    client.append("INBOX", &message(1));
     wait_moved(
         &cluster,
         &[
@@ -81,6 +83,7 @@ fn every_counter_that_an_operator_watches_moves_when_it_should() {
             "xidd_connections",
         ],
     );
+    drop(client);
     wait_settled(&cluster, 1);
 
     // One that is silent keeps the others waiting, until they go on without it.
