@@ -79,8 +79,12 @@ fn fetch_takes_changedsince_and_marks_as_seen() {
     let (_server, mut client, x) = filled(Dovecot::setup(), 3);
     let set = x.join(",");
     let reply = client.ok(&format!("XHXID FETCH {set} (MODSEQ)"));
-    let modseq = reply.fetches()[0].text("MODSEQ").expect("MODSEQ");
-    let modseq: u64 = modseq.trim_matches(['(', ')']).parse().expect("a number");
+    let fetches = reply.fetches();
+    let modseqs = fetches.iter().map(|fetch| -> u64 {
+        let modseq = fetch.text("MODSEQ").expect("MODSEQ");
+        modseq.trim_matches(['(', ')']).parse().expect("a number")
+    });
+    let modseq = modseqs.max().expect("three messages");
     client.ok("STORE 2 +FLAGS.SILENT (\\Flagged)");
     let reply = client.ok(&format!(
         "XHXID FETCH {set} (FLAGS) (CHANGEDSINCE {modseq})"
