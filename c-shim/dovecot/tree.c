@@ -5,8 +5,13 @@
 #include "guid.h"
 #include "sha1.h"
 #include "str.h"
+#include "hostpid.h"
+#include "write-full.h"
 #include "maildir-storage.h"
 #include "maildir-uidlist.h"
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 /* While INBOX is made; in the mail root. */
 #define XID_INBOX_LOCK_NAME "xid.inbox.lock"
@@ -84,17 +89,71 @@ static void xid_inbox_unlock(struct xid_mailbox *xbox, struct file_lock **lock)
 	xbox->xuser->inbox_locked = FALSE;
 }
 
-/* Not a maildir: the folder that the lock goes into must not be there before it.
-   It has its GUID whoever comes first; what can happen is that the session which
-   synced it first has to log in again. */
+/* The list of UIDs of a maildir that has no message yet. */
+static const char *xid_maildir_inbox_uidlist(struct mailbox *box)
+{
+	guid_128_t guid;
+
+	xid_inbox_guid(box, guid);
+	return t_strdup_printf("3 V%u N1 G%s\n", XID_INBOX_UIDVALIDITY,
+			       guid_128_to_string(guid));
+}
+
+/* Puts text into a file that is not there. One that came meanwhile stays. What
+   fails is logged; mail goes on. */
+static void
+xid_file_begin(struct mailbox *box, const char *path, const char *text)
+{
+	const char *temp = t_strdup_printf("%s.xid.%s", path, my_pid);
+	int fd;
+
+	if (mailbox_create_fd(box, temp, O_WRONLY | O_CREAT | O_TRUNC, &fd) <= 0)
+		return;
+	if (write_full(fd, text, strlen(text)) < 0)
+		mailbox_set_critical(box, "write(%s) failed: %m", temp);
+	else if (link(temp, path) < 0 && errno != EEXIST)
+		mailbox_set_critical(box, "link(%s, %s) failed: %m", temp, path);
+	i_unlink(temp);
+	i_close_fd(&fd);
+}
+
+/* Whoever first looks at a maildir's list of UIDs, to say which UIDVALIDITY and
+   GUID it has or merely to lock it, makes both up and writes them; a session that
+   looks in that moment works with them. So the list is there before anybody
+   looks. */
+static void xid_maildir_inbox_begin(struct mailbox *box)
+{
+	struct xid_mailbox *xbox = xid_mailbox_context(box);
+	const char *control, *path;
+	struct stat st;
+
+	if (!box->inbox_user || !xid_user_is_clustered(xbox->xuser) ||
+	    mail_index_get_header(box->view)->uid_validity != 0 ||
+	    mailbox_get_path_to(box, MAILBOX_LIST_PATH_TYPE_CONTROL,
+				&control) <= 0)
+		return;
+	path = t_strconcat(control, "/"MAILDIR_UIDLIST_NAME, NULL);
+	if (stat(path, &st) == 0 || errno != ENOENT)
+		return;
+	xid_file_begin(box, path, xid_maildir_inbox_uidlist(box));
+}
+
+/* Not a maildir: the folder that the lock goes into must not be there before it,
+   and it needs none. */
 int xid_tree_open(struct mailbox *box)
 {
 	struct xid_mailbox *xbox = xid_mailbox_context(box);
 	struct file_lock *lock;
 	int ret;
 
-	if (xid_storage_is_maildir(box))
-		return xbox->module_ctx.super.open(box);
+	if (xid_storage_is_maildir(box)) {
+		if (xbox->module_ctx.super.open(box) < 0)
+			return -1;
+		T_BEGIN {
+			xid_maildir_inbox_begin(box);
+		} T_END;
+		return 0;
+	}
 	T_BEGIN {
 		lock = xid_inbox_lock(xbox);
 	} T_END;

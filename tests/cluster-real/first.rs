@@ -11,8 +11,7 @@ const USERS: [usize; 2] = [2, 20];
 /// First sessions of a user on each node.
 const SESSIONS: usize = 3;
 
-/// Opens INBOX, and gives it a message. In a maildir one of the first sessions may have to log in
-/// again, as its index begins anew.
+/// Opens INBOX, and gives it a message.
 fn begin(server: &Dovecot, user: &str, n: usize) {
     until("a first session to leave a message", || {
         let done = server
@@ -57,7 +56,6 @@ fn first_sessions_on_all_nodes_open_one_mdbox_inbox() {
 }
 
 #[test]
-#[ignore = "in one of five trials on a busy machine a lock was waited for in vain: docs/operations.md"]
 fn first_sessions_on_all_nodes_open_one_maildir_inbox() {
     first_sessions(Format::Maildir);
 }

@@ -33,8 +33,7 @@ const FIRST_SESSIONS: usize = 6;
 
 #[test]
 fn sessions_that_open_the_first_inbox_at_once_make_one() {
-    // In a maildir one of them may have to log in again, as its index begins anew.
-    for format in [Format::Sdbox, Format::Mdbox] {
+    for format in Format::ALL {
         let pair = Pair::start(format);
         for user in ["bob", "carol", "dave", "erin"] {
             std::thread::scope(|scope| {
