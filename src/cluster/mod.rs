@@ -27,7 +27,8 @@
 //! 6. **Join.** A node that is no holder promises all it has, moves what the stable prefix does
 //!    not have to a stage mailbox, takes the prefix from a holder, compares it entry by entry,
 //!    and joins, conditional on the record it compared with. Then the staged messages come back
-//!    as new ones, except those that are there already or were made stable meanwhile.
+//!    as new ones, except those that are there already or were made stable meanwhile, which all
+//!    holders that are alive are asked.
 //! 7. **Gate.** Where writers keep colliding one node closes the gate everywhere. Safety does
 //!    not rest on it.
 //!

@@ -7,9 +7,6 @@ use super::types::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// How far failed syncs are counted; [`Config::gate_after`] is at most this.
-const GATE_TRIES: u8 = 3;
-
 /// What is fixed for a node.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Config {
@@ -54,6 +51,7 @@ pub struct Rules {
     pub skip_settled: bool,
     pub force_sync: bool,
     pub open_gate: bool,
+    pub correct_next: bool,
     /// No rule but a short cut: who publishes last moves S in the same transaction.
     pub conclude: bool,
 }
@@ -83,6 +81,7 @@ impl Default for Rules {
             skip_settled: true,
             force_sync: true,
             open_gate: true,
+            correct_next: true,
             conclude: true,
         }
     }
@@ -94,7 +93,7 @@ pub struct Replica {
     /// The loose tail that this life of the daemon wrote last, if nothing was tried since: no
     /// earlier transaction of ours can land any more.
     withdrawn: Option<Rev>,
-    /// Forced syncs since S moved last.
+    /// Forced syncs since S moved last, as far as [`Config::gate_after`] asks.
     tries: u8,
     /// The transaction under way.
     pending: Option<Kind>,
@@ -139,12 +138,12 @@ impl Replica {
     /// What to do next.
     pub fn next<G: Ident, X: Ident>(&mut self, config: &Config, view: &View<G, X>) -> Step<G, X> {
         let step = decide(self, config, view);
-        self.note(&step);
+        self.note(config, &step);
         step
     }
 
     /// Remembers what a step means for the next one.
-    fn note<G, X>(&mut self, step: &Step<G, X>) {
+    fn note<G, X>(&mut self, config: &Config, step: &Step<G, X>) {
         match step {
             Step::Txn(txn) => {
                 self.pending = Some(txn.kind);
@@ -158,7 +157,8 @@ impl Replica {
                 joining: false,
                 ..
             } => {
-                self.tries = self.tries.saturating_add(1).min(GATE_TRIES);
+                let most = config.gate_after.max(1);
+                self.tries = self.tries.saturating_add(1).min(most);
             }
             _ => {}
         }
@@ -251,7 +251,12 @@ impl<'a, G: Ident, X: Ident> Holder<'a, G, X> {
             return Some(expose(self.config, self.stable));
         }
         let closed = self.view.etcd.gate.is_some();
-        (local.gated != closed).then_some(Step::Gate { closed })
+        if local.gated != closed {
+            return Some(Step::Gate { closed });
+        }
+        // We joined, and published nothing since.
+        let to = self.stable.uid;
+        is_durable(local.promised).then_some(Step::Release { to })
     }
 
     /// Brings staged messages back, one by one.
@@ -496,7 +501,7 @@ impl<'a, G: Ident, X: Ident> Holder<'a, G, X> {
         let (end, promised) = (self.mine.end, self.view.local.promised);
         // A node that withdrew is left alone until it says otherwise, though it has nothing left.
         let withdrew = self.published.is_some_and(|p| !p.value.firm);
-        if end <= self.stable.uid && !withdrew {
+        if end <= self.stable.uid && !withdrew && !(rules.correct_next && self.overstated()) {
             return None;
         }
         // A mark above every UID was made when other messages were here.
@@ -520,6 +525,13 @@ impl<'a, G: Ident, X: Ident> Holder<'a, G, X> {
             return None;
         }
         Some(self.write_firm(self.mine.clone()))
+    }
+
+    /// Whether our tail counts more than we have: it was on its way when a power loss took what had
+    /// come after its end. Others would not bring that again.
+    fn overstated(&self) -> bool {
+        self.published
+            .is_some_and(|p| p.value.next > self.mine.next)
     }
 
     /// Publishes this much of our tail, and moves S with it where that is all it waits for.
@@ -839,6 +851,11 @@ fn durable_up_to(s: Uid) -> Uid {
     ALL_PROMISED - 1 - s.min(ALL_PROMISED - 1)
 }
 
+/// Whether a promised mark is one of [`durable_up_to`].
+fn is_durable(promised: Uid) -> bool {
+    promised > ALL_PROMISED / 2 && promised != ALL_PROMISED
+}
+
 /// Becomes a holder: passes S, makes the prefix durable, and joins.
 fn enter<G: Ident, X: Ident>(
     config: &Config,
@@ -938,20 +955,23 @@ mod tests {
         }
     }
 
+    fn config(me: Node) -> Config {
+        Config {
+            me,
+            incarnation: Incarnation(1),
+            window: 100,
+            chunk: 10,
+            gate_after: 1,
+            rules: Rules::default(),
+        }
+    }
+
     /// What a node that is no holder does, S being 9, its source having `theirs`.
     fn joining(
         ours: &[Entry<&'static str, u64>],
         theirs: &[Entry<&'static str, u64>],
     ) -> Step<&'static str, u64> {
         let (me, source, disk) = (Node(1), Node(0), Incarnation(1));
-        let config = Config {
-            me,
-            incarnation: disk,
-            window: 100,
-            chunk: 10,
-            gate_after: 1,
-            rules: Rules::default(),
-        };
         let value = Stable {
             uid: 9,
             floor: 0,
@@ -981,20 +1001,12 @@ mod tests {
                 entries: theirs.to_vec(),
             }),
         };
-        Replica::default().next(&config, &view)
+        Replica::default().next(&config(me), &view)
     }
 
-    /// What the only holder of a mailbox does, S being 8.
-    fn holding(ours: &[Entry<&'static str, u64>]) -> Step<&'static str, u64> {
+    /// Node 0 as the only holder of a mailbox, S being 8.
+    fn alone(ours: &[Entry<&'static str, u64>]) -> View<&'static str, u64> {
         let (me, disk) = (Node(0), Incarnation(1));
-        let config = Config {
-            me,
-            incarnation: disk,
-            window: 100,
-            chunk: 10,
-            gate_after: 1,
-            rules: Rules::default(),
-        };
         let value = Stable {
             uid: 8,
             floor: 0,
@@ -1010,7 +1022,7 @@ mod tests {
             gated: false,
             staged: Vec::new(),
         };
-        let view = View {
+        View {
             etcd: Snapshot {
                 stable: Some(At { rev: Rev(5), value }),
                 tails: BTreeMap::new(),
@@ -1020,8 +1032,24 @@ mod tests {
             },
             local,
             source: None,
-        };
-        Replica::default().next(&config, &view)
+        }
+    }
+
+    /// What it does.
+    fn holding(ours: &[Entry<&'static str, u64>]) -> Step<&'static str, u64> {
+        Replica::default().next(&config(Node(0)), &alone(ours))
+    }
+
+    /// What replication brings is taken for a part of the stable prefix until then.
+    #[test]
+    fn who_joined_promises_no_more_than_others() {
+        let mut view = alone(&[message(8, "a")]);
+        view.local.promised = durable_up_to(7);
+        let step = Replica::default().next(&config(Node(0)), &view);
+        assert_eq!(step, Step::Release { to: 8 });
+        view.local.promised = 8;
+        let step = Replica::default().next(&config(Node(0)), &view);
+        assert_eq!(step, Step::Wait);
     }
 
     /// A client's COPY within a mailbox keeps the GUID where the host does so.

@@ -1,6 +1,6 @@
 //! The words of the protocol: what is stored, what is seen, what is to be done.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::hash::Hash;
 
@@ -125,13 +125,24 @@ pub struct Snapshot<G, X> {
     pub complete: bool,
 }
 
+impl<G, X> Snapshot<G, X> {
+    /// Who is asked what became of the messages of a node that joins with this source: the other
+    /// holders that are alive, too. Who joined after an expunge knows nothing of it, and the
+    /// message would come back.
+    pub fn witnesses(&self, source: Node) -> BTreeSet<Node> {
+        let holders = self.stable.iter().flat_map(|at| &at.value.holders);
+        let alive = holders.filter(|(node, disk)| self.alive.get(node) == Some(*disk));
+        alive.map(|(node, _)| *node).chain([source]).collect()
+    }
+}
+
 /// A message in the stage mailbox.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Staged<G> {
     /// Its GUID.
     pub guid: G,
-    /// The [`Source`] has it in the stable prefix, or had it there once: only the copy in the
-    /// stage remains to be dropped.
+    /// One of the [`Snapshot::witnesses`] has it in the stable prefix, or had it there once: only
+    /// the copy in the stage remains to be dropped.
     pub settled: bool,
 }
 
@@ -303,7 +314,8 @@ pub enum Step<G, X> {
         /// UIDs and their XIDs.
         xids: Vec<(Uid, X)>,
     },
-    /// Ask this holder for the prefix up to S and which staged GUIDs were made stable.
+    /// Ask this holder for the prefix up to S, and all [`Snapshot::witnesses`] which staged GUIDs
+    /// were made stable.
     AskPrefix {
         /// Whom.
         of: Node,

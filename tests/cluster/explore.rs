@@ -16,8 +16,9 @@ Checks the cluster protocol exhaustively, breadth first, or by random walks.
   window= gate=      UIDs above S; syncs before the gate is closed (2, 1)
   before=N           messages that all nodes have before there is a record
   show=1             print the world to start from
-  dropped=1 ahead=1 late=1 apart=1  start from a world made by hand (the last argument)
+  dropped=1 ahead=1 late=1 apart=1 away=1 knows=1  start from a world made by hand (the last argument)
   split=1            decide and act in two steps
+  plain=1            every world by itself: none are made one
   settle=N           check I6 in one state of N (16; 0: never)
   random=STEPS       random walks of that many steps in all, seed=N
   limit=STATES       stop after so many states
@@ -60,6 +61,7 @@ fn main() {
             "window" => cluster.window = value as u32,
             "gate" => cluster.gate_after = value as u8,
             "split" => cluster.split = value != 0,
+            "plain" => cluster.plain = value != 0,
             "settle" => cluster.settle_one_in = value,
             "random" => (random, cluster.walking) = (value as usize, true),
             "seed" => seed = value,
@@ -69,6 +71,8 @@ fn main() {
             "show" => println!("{}", brief(&cluster.init_states()[0])),
             "dropped" => cluster = cluster.clone().from(cluster.one_dropped()),
             "apart" => cluster = cluster.clone().from(cluster.one_writes_apart()),
+            "away" => cluster = cluster.clone().from(cluster.expunged_while_away()),
+            "knows" => cluster = cluster.clone().from(cluster.one_knows_of_an_expunge()),
             "late" => cluster = cluster.clone().from(cluster.late_publish()),
             "ahead" => cluster = cluster.clone().from(cluster.one_ahead()),
             _ => return println!("{name}: no such option\n{HELP}"),

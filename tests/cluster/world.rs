@@ -3,12 +3,14 @@
 //!
 //! The core is the one that `xidd` runs; only what surrounds it is modelled. One mailbox.
 
+mod reduce;
+
 use imap_xid::cluster::{
     ALL_PROMISED, At, Condition, Config, Entry, Incarnation, Kind, Local, Node, Put, Replica, Rev,
     Rules, Snapshot, Source, Stable, Staged, Step, Tail, Txn, Uid, View,
 };
 use stateright::{Model, Property};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub type Guid = u8;
 /// Namespace (3 bits), incarnation (2 bits), number (3 bits).
@@ -55,6 +57,13 @@ pub struct HostRules {
     pub new_incarnation: bool,
     /// What is gone counts as settled only if it went when it was stable.
     pub settled_was_stable: bool,
+    /// All holders are asked what became of a joining node's messages, not its source alone.
+    pub all_are_asked: bool,
+    /// A joining node asks its source anew each time, not only when the record changed.
+    pub source_is_asked_anew: bool,
+    /// A node that is no holder knows which of its messages went. Real ones do not, and ask their
+    /// source until it knows no more than they do.
+    pub gone_is_known: bool,
     /// A promise makes durable what it covers.
     pub promise_is_durable: bool,
     /// The XHXID state carries a mark.
@@ -70,6 +79,9 @@ impl Default for HostRules {
             xids_travel: true,
             new_incarnation: true,
             settled_was_stable: true,
+            all_are_asked: true,
+            source_is_asked_anew: true,
+            gone_is_known: true,
             promise_is_durable: true,
             mark_in_state: true,
         }
@@ -98,6 +110,8 @@ pub struct Cluster {
     pub start: Option<Box<World>>,
     /// I6 is checked in one state of so many (each check plays the cluster to its end); 0: never.
     pub settle_one_in: u64,
+    /// Every world by itself: those that no future can tell apart are not made one.
+    pub plain: bool,
 }
 
 impl Default for Cluster {
@@ -118,6 +132,7 @@ impl Default for Cluster {
             before: 0,
             start: None,
             settle_one_in: 16,
+            plain: false,
         }
     }
 }
@@ -150,6 +165,8 @@ pub struct Host {
     pub busy: bool,
     /// Decided and not yet done (`Cluster::split`).
     pub doing: Option<Step8>,
+    /// What the source said, if it is not asked anew each time.
+    pub kept: Option<Source<Guid, Xid>>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -389,12 +406,16 @@ pub const RULES: &[&str] = &[
     "skip_settled",
     "force_sync",
     "open_gate",
+    "correct_next",
     "interlock",
     "promised_over_crash",
     "window",
     "xids_travel",
     "new_incarnation",
     "settled_was_stable",
+    "all_are_asked",
+    "source_is_asked_anew",
+    "gone_is_known",
     "promise_is_durable",
     "mark_in_state",
 ];
@@ -425,6 +446,7 @@ impl Cluster {
             "skip_settled" => &mut self.rules.skip_settled,
             "force_sync" => &mut self.rules.force_sync,
             "open_gate" => &mut self.rules.open_gate,
+            "correct_next" => &mut self.rules.correct_next,
             "conclude" => &mut self.rules.conclude,
             "interlock" => &mut self.host.interlock,
             "promised_over_crash" => &mut self.host.promised_over_crash,
@@ -432,6 +454,9 @@ impl Cluster {
             "xids_travel" => &mut self.host.xids_travel,
             "new_incarnation" => &mut self.host.new_incarnation,
             "settled_was_stable" => &mut self.host.settled_was_stable,
+            "all_are_asked" => &mut self.host.all_are_asked,
+            "source_is_asked_anew" => &mut self.host.source_is_asked_anew,
+            "gone_is_known" => &mut self.host.gone_is_known,
             "promise_is_durable" => &mut self.host.promise_is_durable,
             "mark_in_state" => &mut self.host.mark_in_state,
             _ => panic!("{rule}: no such rule"),
@@ -488,6 +513,7 @@ impl Cluster {
             replica: Replica::default(),
             busy: false,
             doing: None,
+            kept: None,
         };
         let everyone: BTreeMap<_, _> = (0..self.nodes).map(|n| (Node(n), Incarnation(0))).collect();
         let stable = Stable {
@@ -511,6 +537,13 @@ impl Cluster {
             left: self.budget,
             ghost: Ghost::default(),
         }
+    }
+
+    /// The world that stands for this one, and for all that no future can tell from it.
+    pub fn kind(&self, world: &World) -> World {
+        let mut kind = world.clone();
+        reduce::canonical(self, &mut kind);
+        kind
     }
 
     /// The same cluster, to be looked at from this world on.
@@ -560,7 +593,9 @@ impl Cluster {
         // Comes before what node 1's dsync brings.
         world = self.after(&world, Action::Append(0));
         world = self.after(&world, Action::Commit(0, 1));
-        world = self.after(&world, Action::Commit(0, 0));
+        if !world.syncs.is_empty() {
+            world = self.after(&world, Action::Commit(0, 0));
+        }
         world = self.after(&world, Action::Expire(1));
         world = self.play(&world, &[0]);
         self.after(&world, Action::Turn(1))
@@ -582,6 +617,42 @@ impl Cluster {
             };
             world = self.after(&world, next);
         }
+        world
+    }
+
+    /// Node 2, which has message 1, was dropped; node 1 then expunged it, and node 0 joined, which
+    /// never had it.
+    pub fn one_knows_of_an_expunge(&self) -> World {
+        let world = self.after(&self.first_world(), Action::Expire(0));
+        let world = self.after(&world, Action::Append(1));
+        let world = self.play(&world, &[1, 2]);
+        assert_eq!(world.ghost.shown.len(), 1, "{world:?}");
+        let world = self.after(&world, Action::Expire(2));
+        let world = self.after(&world, Action::Append(1));
+        let world = self.play(&world, &[1]);
+        let guid = world.hosts[1].mail[0].guid;
+        let world = self.after(&world, Action::Expunge(1, guid));
+        let world = self.play(&world, &[0, 1]);
+        assert!(
+            world.etcd.holds(0, 0) && !world.etcd.holds(2, 0),
+            "{world:?}"
+        );
+        assert!(!world.hosts[2].mail.is_empty(), "{world:?}");
+        world
+    }
+
+    /// Both nodes have message 1; node 1, which was dropped, expunged it.
+    pub fn expunged_while_away(&self) -> World {
+        let world = self.after(&self.first_world(), Action::Append(0));
+        let world = self.play(&world, &[0, 1]);
+        let guid = world.hosts[1].mail[0].guid;
+        let world = self.after(&world, Action::Expire(1));
+        let world = self.after(&world, Action::Expunge(1, guid));
+        // What comes now has node 0 go on alone.
+        let world = self.after(&world, Action::Append(0));
+        let world = self.play(&world, &[0]);
+        assert!(!world.etcd.holds(1, 0), "{world:?}");
+        assert_eq!(world.hosts[0].mail.len(), 2, "{world:?}");
         world
     }
 
@@ -739,22 +810,46 @@ impl Cluster {
             alive: world.etcd.alive.clone(),
             complete: world.etcd.alive.len() == world.hosts.len(),
         };
-        let source = self.source(world, node);
-        let s = world.etcd.record().map_or(0, |s| s.uid);
-        let known = |from: &Source<Guid, Xid>| {
-            let was_shown = |m: &Msg| world.ghost.shown.get(&m.uid) == Some(&m.guid);
-            let stable = |m: &Msg| match self.host.settled_was_stable {
-                true => was_shown(m),
-                false => m.uid <= s,
-            };
-            world.hosts[from.node.0 as usize].settled(s, stable)
+        let source = match self.host.source_is_asked_anew {
+            true => self.source(world, node),
+            false => world.hosts[node as usize].kept.clone(),
         };
-        let settled = source.as_ref().map(known).unwrap_or_default();
+        let asked = source.as_ref().map(|from| self.asked(&etcd, from.node));
+        let stage = &world.hosts[node as usize].stage;
+        let up = |n: &Node| world.hosts[n.0 as usize].up;
+        let answer = stage.is_empty() || asked.iter().flatten().all(up);
+        let known = asked.iter().flatten().map(|n| self.settled(world, *n));
+        let settled: Vec<Guid> = known.flatten().collect();
+        let host = &world.hosts[node as usize];
+        let mut local = host.local(&settled);
+        if !self.host.gone_is_known && !world.etcd.holds(node, host.incarnation) {
+            local.entries.retain(|entry| !entry.expunged);
+        }
         View {
             etcd,
-            local: world.hosts[node as usize].local(&settled),
-            source,
+            local,
+            // Who is alive and does not answer is asked again.
+            source: source.filter(|_| answer),
         }
+    }
+
+    /// Who is asked what became of the messages of a node that joins.
+    fn asked(&self, etcd: &Snapshot<Guid, Xid>, source: Node) -> BTreeSet<Node> {
+        match self.host.all_are_asked {
+            true => etcd.witnesses(source),
+            false => [source].into(),
+        }
+    }
+
+    /// What this node knows to have been made stable.
+    fn settled(&self, world: &World, node: Node) -> Vec<Guid> {
+        let s = world.etcd.record().map_or(0, |s| s.uid);
+        let was_shown = |m: &Msg| world.ghost.shown.get(&m.uid) == Some(&m.guid);
+        let stable = |m: &Msg| match self.host.settled_was_stable {
+            true => was_shown(m),
+            false => m.uid <= s,
+        };
+        world.hosts[node.0 as usize].settled(s, stable)
     }
 
     /// What a holder that is up tells one that is none.
@@ -813,6 +908,9 @@ impl Cluster {
                 if locked =>
             {
                 return false;
+            }
+            Step::AskPrefix { .. } if !self.host.source_is_asked_anew => {
+                world.hosts[node as usize].kept = self.source(world, node);
             }
             Step::Wait | Step::AskPrefix { .. } => return false,
             Step::Enter => {
@@ -1115,7 +1213,11 @@ impl Cluster {
         }
         world.left.append -= 1;
         let guid = self.budget.append - world.left.append;
-        let (uid, xid) = (host.next, self.give_xid(node, host));
+        let xid = match self.names_are_fresh() {
+            true => guid,
+            false => self.give_xid(node, host),
+        };
+        let uid = host.next;
         host.insert(Msg { uid, guid, xid });
         host.durable = host.durable.max(uid);
         world.ghost.acked |= 1 << guid;
@@ -1297,19 +1399,28 @@ impl Cluster {
         for node in 0..self.nodes {
             world.hosts[node as usize].up = true;
         }
-        for _ in 0..ROUNDS {
+        for round in 0..ROUNDS {
             if self.is_settled(&world) {
                 return Ok(());
             }
-            self.play_round(&mut world);
+            self.play_round(&mut world, round);
             rounds.push(world.clone());
         }
         Err(rounds.split_off(ROUNDS - 3))
     }
 
-    fn play_round(&self, world: &mut World) {
+    /// In every other round a dsync ends before the next node's turn: who waits for a mailbox's lock
+    /// gets it at some time, however often the others take it.
+    fn play_round(&self, world: &mut World, round: usize) {
         let all: Vec<u8> = (0..self.nodes).collect();
-        self.play_nodes(world, &all);
+        let together = if round.is_multiple_of(2) {
+            all.len()
+        } else {
+            1
+        };
+        for nodes in all.chunks(together) {
+            self.play_nodes(world, nodes);
+        }
     }
 
     /// Each of these takes a turn; transactions arrive, and dsyncs run to their ends.
@@ -1320,11 +1431,11 @@ impl Cluster {
             } else {
                 self.turn(world, node);
             }
-            canonical(world);
+            reduce::fold_revisions(world);
             // What nobody waits for any more is late.
             while let Some(flight) = world.flights.iter().position(|f| f.awaited) {
                 self.land(world, flight);
-                canonical(world);
+                reduce::fold_revisions(world);
             }
         }
         for sync in 0..world.syncs.len() {
@@ -1511,57 +1622,15 @@ fn write(etcd: &mut Etcd, put: Put<Guid, Xid>) {
     }
 }
 
-/// Revisions are only ever compared for equality with the current one, so all that matters is
-/// whether one that somebody holds is current, stale, or "absent".
-fn canonical(world: &mut World) {
-    let World {
-        hosts,
-        etcd,
-        flights,
-        ..
-    } = world;
-    let fold = |held: &mut Rev, now: Rev| {
-        *held = match *held {
-            Rev(0) => Rev(0),
-            rev if rev == now => CURRENT,
-            _ => STALE,
-        };
-    };
-    let tail = |tails: &BTreeMap<Node, At<Tail<Guid, Xid>>>, node: Node| {
-        tails.get(&node).map_or(Rev(0), |t| t.rev)
-    };
-    let doing = hosts.iter_mut().filter_map(|h| match &mut h.doing {
-        Some(Step::Txn(txn)) => Some(txn),
-        _ => None,
-    });
-    for txn in flights.iter_mut().map(|f| &mut f.txn.0).chain(doing) {
-        for condition in &mut txn.when {
-            match condition {
-                Condition::Stable(rev) => fold(rev, etcd.rev()),
-                Condition::Tail(node, rev) => fold(rev, tail(&etcd.tails, *node)),
-                _ => {}
-            }
-        }
-    }
-    for (n, host) in hosts.iter_mut().enumerate() {
-        if let Some(rev) = host.replica.withdrawn_mut() {
-            fold(rev, tail(&etcd.tails, Node(n as u8)));
-        }
-    }
-    etcd.stable.iter_mut().for_each(|s| s.rev = CURRENT);
-    etcd.tails.values_mut().for_each(|t| t.rev = CURRENT);
-    flights.sort();
-}
-
 impl Model for Cluster {
     type State = World;
     type Action = Action;
 
     fn init_states(&self) -> Vec<World> {
-        match &self.start {
-            Some(world) => vec![(**world).clone()],
-            None => vec![self.first_world()],
-        }
+        vec![match &self.start {
+            Some(world) => self.kind(world),
+            None => self.kind(&self.first_world()),
+        }]
     }
 
     fn actions(&self, world: &World, actions: &mut Vec<Action>) {
@@ -1636,8 +1705,8 @@ impl Model for Cluster {
         if !happened {
             return None;
         }
-        canonical(&mut world);
         self.observe(before, &mut world);
+        reduce::canonical(self, &mut world);
         Some(world)
     }
 
