@@ -668,6 +668,19 @@ int32_t imap_xid_box_note(struct imap_xid_box *xbox,
                           size_t n);
 
 /**
+ * Notes that other nodes expunged these messages, which were stable there, so that this one can say
+ * so when those nodes are away. The UIDs of the entries do not matter, but are not 0.
+ *
+ * Returns 0, or an error that need not stop anything.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox, `entries` points to `n` entries.
+ */
+int32_t imap_xid_box_gone_elsewhere(struct imap_xid_box *xbox,
+                                    const struct imap_xid_entry *entries,
+                                    size_t n);
+
+/**
  * Notes that messages were expunged: one write(2) to the journal. Without it their rows stay
  * until the mailbox is registered anew, which costs space and time but is not wrong as long as
  * answers are checked against the index.
@@ -678,6 +691,19 @@ int32_t imap_xid_box_note(struct imap_xid_box *xbox,
  * `xbox` is a mailbox, `uids` points to `n` UIDs.
  */
 int32_t imap_xid_box_forget(struct imap_xid_box *xbox, const uint32_t *uids, size_t n);
+
+/**
+ * [`imap_xid_box_forget`] of messages that never were stable, whatever the watermark is by now: the
+ * cluster daemon had them moved to other UIDs, or to another mailbox.
+ *
+ * Returns 0, or an error that need not stop anything.
+ *
+ * The caller promises:
+ * `xbox` is a mailbox, `uids` points to `n` UIDs.
+ */
+int32_t imap_xid_box_forget_moved(struct imap_xid_box *xbox,
+                                  const uint32_t *uids,
+                                  size_t n);
 
 /**
  * Notes that a mailbox was renamed: one write(2) to the journal. `name` is NUL-terminated.
@@ -1026,14 +1052,16 @@ uint32_t imap_xid_box_promised(const struct imap_xid_box *xbox);
 
 /**
  * Notes in the table that this node promises to renumber nothing up to `uid`; a lower one than
- * before takes back. For the cluster daemon's side, under the mailbox's own rules for it.
+ * before takes back, and what was expunged above it was not stable. For the cluster daemon's side,
+ * under the mailbox's own rules for it.
  *
- * Returns 0, or an error: then nothing was promised.
+ * Returns 0, or an error: then nothing was promised that was not before.
  *
  * The caller promises:
  * `xbox` is a mailbox.
  */
-int32_t imap_xid_box_promise(struct imap_xid_box *xbox, uint32_t uid);
+int32_t imap_xid_box_promise(struct imap_xid_box *xbox,
+                             uint32_t uid);
 
 /**
  * The highest UID that the table knows to be given in the mailbox; 0 when it was not attached.
@@ -1402,7 +1430,7 @@ int32_t imap_xid_box_had(struct imap_xid_box *xbox, const char *guid, size_t gui
 
 /**
  * The lowest UID at which a message with this GUID was expunged from the mailbox while it was
- * stable. That is remembered only in roots whose uid_source is not local, and for the last 50,000
+ * stable, or promised. That is remembered only in roots whose uid_source is not local, and for the last 50,000
  * expunged messages of a root.
  *
  * Returns 1 and stores the UID, 0 when nothing is known of one, or an error.

@@ -112,7 +112,8 @@ proptest! {
 enum Told {
     Note(u32, String, u64, Vec<u8>),
     Box(u32, Vec<u8>),
-    Forget(u32),
+    Forget(u32, bool),
+    Gone(String, u64, Vec<u8>),
     Drop,
 }
 
@@ -121,7 +122,9 @@ fn told() -> impl Strategy<Value = Told> {
         4 => (1..=u32::MAX, namespace(), number(), vec(any::<u8>(), 0..=255))
             .prop_map(|(uid, ns, n, guid)| Told::Note(uid, ns, n, guid)),
         1 => (any::<u32>(), vec(any::<u8>(), 0..300)).prop_map(|(v, name)| Told::Box(v, name)),
-        1 => any::<u32>().prop_map(Told::Forget),
+        1 => any::<(u32, bool)>().prop_map(|(uid, firm)| Told::Forget(uid, firm)),
+        1 => (namespace(), number(), vec(any::<u8>(), 0..=255))
+            .prop_map(|(ns, n, guid)| Told::Gone(ns, n, guid)),
         1 => Just(Told::Drop),
     ]
 }
@@ -143,7 +146,16 @@ impl Told {
                 uidvalidity: *uidvalidity,
                 name,
             },
-            Told::Forget(uid) => Record::Forget { mailbox, uid: *uid },
+            Told::Forget(uid, firm) => Record::Forget {
+                mailbox,
+                uid: *uid,
+                firm: *firm,
+            },
+            Told::Gone(ns, n, guid) => Record::Gone {
+                mailbox,
+                xid: Xid::new(ns.as_bytes(), *n).unwrap(),
+                guid,
+            },
             Told::Drop => Record::Drop { mailbox },
         }
     }
@@ -312,7 +324,9 @@ impl Server {
         }
         let message = self.index.remove(which.index(self.index.len()));
         if noted {
-            self.registry.forget(&self.mailbox, &[message.uid]).unwrap();
+            self.registry
+                .forget(&self.mailbox, &[message.uid], u32::MAX)
+                .unwrap();
         }
     }
 

@@ -104,7 +104,7 @@ pub unsafe extern "C" fn imap_xid_box_had(
 }
 
 /// The lowest UID at which a message with this GUID was expunged from the mailbox while it was
-/// stable. That is remembered only in roots whose uid_source is not local, and for the last 50,000
+/// stable, or promised. That is remembered only in roots whose uid_source is not local, and for the last 50,000
 /// expunged messages of a root.
 ///
 /// Returns 1 and stores the UID, 0 when nothing is known of one, or an error.

@@ -363,6 +363,29 @@ pub unsafe extern "C" fn imap_xid_box_note(
     })
 }
 
+/// Notes that other nodes expunged these messages, which were stable there, so that this one can say
+/// so when those nodes are away. The UIDs of the entries do not matter, but are not 0.
+///
+/// Returns 0, or an error that need not stop anything.
+///
+/// # Safety
+/// `xbox` is a mailbox, `entries` points to `n` entries.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn imap_xid_box_gone_elsewhere(
+    xbox: *mut imap_xid_box,
+    entries: *const imap_xid_entry,
+    n: usize,
+) -> i32 {
+    status(|| {
+        // SAFETY: the caller's promise.
+        let (xbox, entries) = unsafe { (given(xbox, "xbox")?, checked_entries(entries, n)?) };
+        if !entries.is_empty() {
+            xbox.root.registry.gone_elsewhere(&xbox.mailbox, &entries)?;
+        }
+        Ok(0)
+    })
+}
+
 /// Notes that messages were expunged: one write(2) to the journal. Without it their rows stay
 /// until the mailbox is registered anew, which costs space and time but is not wrong as long as
 /// answers are checked against the index.
@@ -381,7 +404,31 @@ pub unsafe extern "C" fn imap_xid_box_forget(
         // SAFETY: the caller's promise.
         let (xbox, uids) = unsafe { (given(xbox, "xbox")?, array(uids, n, "uids")?) };
         if !uids.is_empty() {
-            xbox.root.registry.forget(&xbox.mailbox, uids)?;
+            let firm = xbox.place().map_or(u32::MAX, |place| place.firm());
+            xbox.root.registry.forget(&xbox.mailbox, uids, firm)?;
+        }
+        Ok(0)
+    })
+}
+
+/// [`imap_xid_box_forget`] of messages that never were stable, whatever the watermark is by now: the
+/// cluster daemon had them moved to other UIDs, or to another mailbox.
+///
+/// Returns 0, or an error that need not stop anything.
+///
+/// # Safety
+/// `xbox` is a mailbox, `uids` points to `n` UIDs.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn imap_xid_box_forget_moved(
+    xbox: *mut imap_xid_box,
+    uids: *const u32,
+    n: usize,
+) -> i32 {
+    status(|| {
+        // SAFETY: the caller's promise.
+        let (xbox, uids) = unsafe { (given(xbox, "xbox")?, array(uids, n, "uids")?) };
+        if !uids.is_empty() {
+            xbox.root.registry.forget(&xbox.mailbox, uids, 0)?;
         }
         Ok(0)
     })

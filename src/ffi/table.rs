@@ -553,9 +553,10 @@ pub unsafe extern "C" fn imap_xid_box_promised(xbox: *const imap_xid_box) -> u32
 }
 
 /// Notes in the table that this node promises to renumber nothing up to `uid`; a lower one than
-/// before takes back. For the cluster daemon's side, under the mailbox's own rules for it.
+/// before takes back, and what was expunged above it was not stable. For the cluster daemon's side,
+/// under the mailbox's own rules for it.
 ///
-/// Returns 0, or an error: then nothing was promised.
+/// Returns 0, or an error: then nothing was promised that was not before.
 ///
 /// # Safety
 /// `xbox` is a mailbox.
@@ -563,7 +564,13 @@ pub unsafe extern "C" fn imap_xid_box_promised(xbox: *const imap_xid_box) -> u32
 pub unsafe extern "C" fn imap_xid_box_promise(xbox: *mut imap_xid_box, uid: u32) -> i32 {
     status(|| {
         // SAFETY: the caller's promise.
-        unsafe { given(xbox, "xbox") }?.place()?.promise(uid)?;
+        let xbox = unsafe { given(xbox, "xbox") }?;
+        let place = xbox.place()?;
+        let before = place.firm();
+        place.promise(uid)?;
+        if place.firm() < before {
+            xbox.root.registry.take_back(&xbox.mailbox, place.firm())?;
+        }
         Ok(0)
     })
 }

@@ -1,10 +1,16 @@
 //! Which messages were here and are gone.
 //!
 //! A node that was away may hold a message that the others expunged meanwhile, and must not bring
-//! it back. So the registry remembers the GUIDs of expunged messages with their UIDs: only those at
-//! or below a mailbox's watermark, and only the last [`REMEMBERED`] of a mail root. A
+//! it back. So the registry remembers the GUIDs of expunged messages with their UIDs: only those that
+//! were stable then, and only the last [`REMEMBERED`] of a mail root. A
 //! message that was expunged before those may come back from a node that was away since before
 //! then. Like the rows themselves this survives a crash, and a power loss may undo the last of it.
+//!
+//! Whether it was stable is judged when it is expunged, and not by the watermark that there is when
+//! the journal is read: by then that may be above a UID which the message had for a moment only,
+//! and which it left for another one. Between the two lies what this node promised not to change: it
+//! counts, since the others may have made it stable just now, and no more once the promise was taken
+//! back.
 //!
 //! Another node may also have begun to take a message in just before it was expunged here, and ask for
 //! its XID just after. So the XIDs of the last [`GONE`] are remembered as well, stable or not.
@@ -22,16 +28,22 @@ pub(super) const REMEMBERED: i64 = 50_000;
 /// Expunged messages whose XIDs are remembered in each mail root.
 pub(super) const GONE: i64 = 10_000;
 
-/// Copies a message's row. One that moved to another UID has no row at the old one. What lies
-/// above the watermark was not stable: it may have moved, and its new copy not have come yet.
+/// Copies a message's row. One that moved to another UID has no row at the old one.
 const REMEMBER: &str = "INSERT INTO expunged(box, guid, uid) \
     SELECT box, guid, uid FROM messages WHERE box = ?1 AND uid = ?2 AND length(guid) > 0 \
-    AND EXISTS (SELECT 1 FROM watermarks WHERE guid = ?3 AND uid >= ?2) \
+    AND EXISTS (SELECT 1 FROM watermarks WHERE guid = ?3) \
     ON CONFLICT(box, guid) DO UPDATE SET uid = min(uid, excluded.uid)";
 
 const REMEMBER_XID: &str = "INSERT INTO gone(box, guid, ns, number) \
     SELECT box, guid, ns, number FROM messages WHERE box = ?1 AND uid = ?2 AND length(guid) > 0 \
     AND EXISTS (SELECT 1 FROM watermarks WHERE guid = ?3) \
+    ON CONFLICT(box, guid, ns, number) DO NOTHING";
+
+/// The lowest UID will do: it was somewhere in what is stable.
+const GONE_ELSEWHERE: &str = "INSERT INTO expunged(box, guid, uid) VALUES(?1, ?2, 1) \
+    ON CONFLICT(box, guid) DO UPDATE SET uid = 1";
+
+const GONE_XID: &str = "INSERT INTO gone(box, guid, ns, number) VALUES(?1, ?2, ?3, ?4) \
     ON CONFLICT(box, guid, ns, number) DO NOTHING";
 
 const FORGET_OLD_XIDS: &str = "DELETE FROM gone WHERE id <= (SELECT max(id) FROM gone) - ?1";
@@ -45,11 +57,44 @@ const HAD: &str = "SELECT EXISTS (SELECT 1 FROM messages WHERE box = b.id AND gu
 
 const FORGET_OLD: &str = "DELETE FROM expunged WHERE id <= (SELECT max(id) FROM expunged) - ?1";
 
+const FIND: &str = "SELECT e.uid FROM boxes b, expunged e \
+    WHERE b.guid = ?1 AND e.box = b.id AND e.guid = ?2";
+
+const TAKE_BACK: &str = "DELETE FROM expunged \
+    WHERE box = (SELECT id FROM boxes WHERE guid = ?1) AND uid > ?2";
+
 /// Remembers the message that has this UID, as the registry knows it; true when there was one.
-pub(super) fn remember(db: &Db, id: i64, mailbox: &BoxGuid, uid: u32) -> Result<bool, Error> {
-    let stable = db.run(REMEMBER, (id, uid, mailbox.as_slice()))?;
+/// `firm`: it was stable, or promised.
+pub(super) fn remember(
+    db: &Db,
+    id: i64,
+    mailbox: &BoxGuid,
+    uid: u32,
+    firm: bool,
+) -> Result<bool, Error> {
     let gone = db.run(REMEMBER_XID, (id, uid, mailbox.as_slice()))?;
-    Ok(stable + gone > 0)
+    if !firm {
+        return Ok(gone > 0);
+    }
+    Ok(gone + db.run(REMEMBER, (id, uid, mailbox.as_slice()))? > 0)
+}
+
+/// Remembers a message of which another node said that it was stable there, and was expunged: that
+/// one may not be there to ask when the next node comes back with it.
+pub(super) fn remember_gone(
+    db: &Db,
+    id: i64,
+    guid: &[u8],
+    ns: i64,
+    number: i64,
+) -> Result<bool, Error> {
+    let xids = db.run(GONE_XID, (id, guid, ns, number))?;
+    Ok(xids + db.run(GONE_ELSEWHERE, (id, guid))? > 0)
+}
+
+/// What was expunged above `kept` was promised, and is no more.
+pub(super) fn take_back(db: &Db, mailbox: &BoxGuid, kept: u32) -> Result<(), Error> {
+    db.run(TAKE_BACK, (mailbox.as_slice(), kept)).map(drop)
 }
 
 /// Keeps the newest only.
@@ -89,11 +134,7 @@ pub(super) fn had(db: &Db, mailbox: &BoxGuid, guid: &[u8]) -> Result<bool, Error
     Ok(found.unwrap_or(false))
 }
 
-/// The lowest UID at which a message with this GUID was expunged while it was stable.
+/// The lowest UID at which a message with this GUID was expunged while it was stable, or promised.
 pub(super) fn find(db: &Db, mailbox: &BoxGuid, guid: &[u8]) -> Result<Option<u32>, Error> {
-    db.one(
-        "SELECT e.uid FROM boxes b, expunged e WHERE b.guid = ?1 AND e.box = b.id AND e.guid = ?2",
-        (mailbox.as_slice(), guid),
-        |row| row.get(0),
-    )
+    db.one(FIND, (mailbox.as_slice(), guid), |row| row.get(0))
 }

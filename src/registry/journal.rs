@@ -16,6 +16,8 @@
 //!        2 box     uidvalidity 4, name length 2, name
 //!        3 forget  uid 4
 //!        4 drop    nothing
+//!        5 forget what nobody counts on: as forget
+//!        6 gone    number 8, namespace length 1, message GUID length 1, namespace, GUID
 //! ```
 //!
 //! A record that was torn by a kill or a full disk fails its CRC; reading goes on at the next
@@ -85,6 +87,17 @@ pub enum Record<'a> {
         mailbox: BoxGuid,
         /// The UID that it had.
         uid: u32,
+        /// It was stable, or may have been: other nodes count on what was there.
+        firm: bool,
+    },
+    /// A message that was stable was expunged on other nodes.
+    Gone {
+        /// The mailbox.
+        mailbox: BoxGuid,
+        /// Its XID.
+        xid: Xid<'a>,
+        /// Its GUID as the host writes it.
+        guid: &'a [u8],
     },
     /// A mailbox was deleted with all that was in it.
     Drop {
@@ -115,16 +128,10 @@ impl Record<'_> {
                 xid,
                 guid,
             } => {
-                let guid = &guid[..guid.len().min(GUID_MAX)];
-                let namespace = xid.namespace().as_bytes();
                 out.push(1);
                 out.extend_from_slice(&mailbox);
                 out.extend_from_slice(&uid.to_le_bytes());
-                out.extend_from_slice(&xid.number().to_le_bytes());
-                // Both fit: a namespace has 63 octets at most, the GUID was cut above.
-                out.extend_from_slice(&[namespace.len() as u8, guid.len() as u8]);
-                out.extend_from_slice(namespace);
-                out.extend_from_slice(guid);
+                encode_name(xid, guid, out);
             }
             Record::Box {
                 mailbox,
@@ -138,10 +145,15 @@ impl Record<'_> {
                 out.extend_from_slice(&(name.len() as u16).to_le_bytes());
                 out.extend_from_slice(name);
             }
-            Record::Forget { mailbox, uid } => {
-                out.push(3);
+            Record::Forget { mailbox, uid, firm } => {
+                out.push(if firm { 3 } else { 5 });
                 out.extend_from_slice(&mailbox);
                 out.extend_from_slice(&uid.to_le_bytes());
+            }
+            Record::Gone { mailbox, xid, guid } => {
+                out.push(6);
+                out.extend_from_slice(&mailbox);
+                encode_name(xid, guid, out);
             }
             Record::Drop { mailbox } => {
                 out.push(4);
@@ -149,6 +161,17 @@ impl Record<'_> {
             }
         }
     }
+}
+
+/// What a message is known by.
+fn encode_name(xid: Xid<'_>, guid: &[u8], out: &mut Vec<u8>) {
+    let guid = &guid[..guid.len().min(GUID_MAX)];
+    let namespace = xid.namespace().as_bytes();
+    out.extend_from_slice(&xid.number().to_le_bytes());
+    // Both fit: a namespace has 63 octets at most, the GUID was cut above.
+    out.extend_from_slice(&[namespace.len() as u8, guid.len() as u8]);
+    out.extend_from_slice(namespace);
+    out.extend_from_slice(guid);
 }
 
 /// Takes fields off the front of a record's body.
@@ -179,11 +202,16 @@ impl<'a> Fields<'a> {
                     name: self.take(usize::from(length))?,
                 }
             }
-            3 => Record::Forget {
+            3 | 5 => Record::Forget {
                 mailbox,
                 uid: u32::from_le_bytes(self.array()?),
+                firm: kind == 3,
             },
             4 => Record::Drop { mailbox },
+            6 => {
+                let (xid, guid) = self.name()?;
+                Record::Gone { mailbox, xid, guid }
+            }
             _ => return None,
         };
         self.0.is_empty().then_some(record)
@@ -191,17 +219,21 @@ impl<'a> Fields<'a> {
 
     fn note(&mut self, mailbox: BoxGuid) -> Option<Record<'a>> {
         let uid = u32::from_le_bytes(self.array()?);
-        let number = u64::from_le_bytes(self.array()?);
-        let [namespace_length, guid_length] = self.array()?;
-        let namespace = self.take(usize::from(namespace_length))?;
-        let guid = self.take(usize::from(guid_length))?;
-        let xid = Xid::new(namespace, number).ok()?;
+        let (xid, guid) = self.name()?;
         (uid > 0).then_some(Record::Note {
             mailbox,
             uid,
             xid,
             guid,
         })
+    }
+
+    fn name(&mut self) -> Option<(Xid<'a>, &'a [u8])> {
+        let number = u64::from_le_bytes(self.array()?);
+        let [namespace_length, guid_length] = self.array()?;
+        let namespace = self.take(usize::from(namespace_length))?;
+        let guid = self.take(usize::from(guid_length))?;
+        Some((Xid::new(namespace, number).ok()?, guid))
     }
 }
 

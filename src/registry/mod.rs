@@ -265,20 +265,48 @@ impl Registry {
         Ok(())
     }
 
-    /// Notes in the journal that these UIDs were expunged.
-    pub fn forget(&self, mailbox: &Mailbox, uids: &[u32]) -> Result<(), Error> {
+    /// Notes in the journal that these UIDs were expunged. Other nodes may count on what lay at or
+    /// below `firm`: the watermark, or what was promised.
+    pub fn forget(&self, mailbox: &Mailbox, uids: &[u32], firm: u32) -> Result<(), Error> {
         for some in uids.chunks(APPENDED_AT_ONCE) {
             self.tell(mailbox, |records| {
                 for &uid in some {
                     Record::Forget {
                         mailbox: mailbox.guid,
                         uid,
+                        firm: uid <= firm,
                     }
                     .encode(records);
                 }
             })?;
         }
         Ok(())
+    }
+
+    /// Notes in the journal that other nodes expunged these messages, which were stable there. Their
+    /// UIDs do not matter.
+    pub fn gone_elsewhere(&self, mailbox: &Mailbox, entries: &[Entry<'_>]) -> Result<(), Error> {
+        for some in entries.chunks(APPENDED_AT_ONCE) {
+            self.tell(mailbox, |records| {
+                for entry in some {
+                    Record::Gone {
+                        mailbox: mailbox.guid,
+                        xid: entry.xid,
+                        guid: entry.guid,
+                    }
+                    .encode(records);
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What was promised above `kept` is no more: what was expunged there was not stable.
+    pub fn take_back(&self, mailbox: &Mailbox, kept: u32) -> Result<(), Error> {
+        self.ask_about(mailbox, |db| {
+            self.ingest(db)?;
+            expunged::take_back(db, &mailbox.guid, kept)
+        })
     }
 
     /// Notes in the journal that a mailbox has another name.
@@ -461,8 +489,8 @@ impl Registry {
         })
     }
 
-    /// The lowest UID at which a message with this GUID was expunged here while it was stable, as
-    /// far as that is remembered: in mail roots with watermarks, and not for ever.
+    /// The lowest UID at which a message with this GUID was expunged here while it was stable, or
+    /// promised, as far as that is remembered: in mail roots with watermarks, and not for ever.
     pub fn expunged(&self, mailbox: &Mailbox, guid: &[u8]) -> Result<Option<u32>, Error> {
         self.ask_about(mailbox, |db| {
             self.ingest(db)?;

@@ -17,11 +17,19 @@ pub(super) const CANDIDATES: &str = "SELECT m.ns, n.name, m.number \
 const CANDIDATE_AT: &str = "SELECT m.ns, n.name, m.number FROM messages m, namespaces n \
     WHERE m.box = ?1 AND m.uid = ?2 AND m.guid = ?3 AND n.id = m.ns";
 
+/// What was expunged in a cluster may come back: a message that moves and is not found at its new
+/// place, for a moment. It is the same message, and nobody else may know it.
+const GONE: &str = "SELECT g.ns, n.name, g.number FROM gone g, namespaces n \
+    WHERE g.guid = ?1 AND g.box = ?2 AND n.id = g.ns ORDER BY g.id DESC";
+
+const ANY: &str = "SELECT EXISTS (SELECT 1 FROM messages WHERE box = ?1) \
+    OR EXISTS (SELECT 1 FROM gone WHERE box = ?1)";
+
 /// One mailbox being recovered: an XID that it gave is not given again.
 ///
 /// Candidates are the rows of the same mailbox GUID first, then those of mailboxes that were last
 /// seen under the same name, the newest first; of several messages with one GUID (copies) in UID
-/// order.
+/// order. After all of them come the XIDs of messages that were expunged.
 pub struct Recovery {
     registry: Arc<Registry>,
     /// Ids are of one opening of the registry.
@@ -45,12 +53,8 @@ impl Recovery {
         candidates.extend(rows::namesakes(db, mailbox)?);
         let mut filled = Vec::new();
         for id in candidates {
-            let any = db.one(
-                "SELECT 1 FROM messages WHERE box = ?1 LIMIT 1",
-                [id],
-                |_| Ok(()),
-            )?;
-            filled.extend(any.map(|()| id));
+            let any = db.one(ANY, [id], |row| row.get(0))?.unwrap_or(false);
+            filled.extend(any.then_some(id));
         }
         Ok((!filled.is_empty()).then(|| Recovery {
             registry,
@@ -83,9 +87,11 @@ impl Recovery {
             return Ok(None);
         }
         let found = self.registry.with_opening(self.opening, |db| {
-            for &id in &self.candidates {
-                if let Some(found) = self.first_unused(db, guid, id)? {
-                    return Ok(Some(found));
+            for query in [CANDIDATES, GONE] {
+                for &id in &self.candidates {
+                    if let Some(found) = self.first_unused(db, query, guid, id)? {
+                        return Ok(Some(found));
+                    }
                 }
             }
             Ok(None)
@@ -129,11 +135,12 @@ impl Recovery {
     fn first_unused(
         &self,
         db: &Db,
+        query: &str,
         guid: &[u8],
         mailbox: i64,
     ) -> Result<Option<(i64, String, u64)>, Error> {
         let mut found = None;
-        db.each(CANDIDATES, (guid, mailbox), |row| {
+        db.each(query, (guid, mailbox), |row| {
             let (ns, number): (i64, i64) = (row.get(0)?, row.get(2)?);
             let number = u64::try_from(number).unwrap_or(NUMBER_MAX);
             if found.is_none() && !self.used.contains(&(ns, number)) {

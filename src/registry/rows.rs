@@ -105,9 +105,9 @@ impl<'a> Writer<'a> {
                 self.put(&mailbox, &Entry { uid, xid, guid })?;
                 self.seen(&mailbox, uid)
             }
-            Record::Forget { mailbox, uid } => {
+            Record::Forget { mailbox, uid, firm } => {
                 let id = self.mailbox(&mailbox)?.row.id;
-                self.remembered |= expunged::remember(self.db, id, &mailbox, uid)?;
+                self.remembered |= expunged::remember(self.db, id, &mailbox, uid, firm)?;
                 self.delete(id, uid)?;
                 self.seen(&mailbox, uid)
             }
@@ -116,6 +116,13 @@ impl<'a> Writer<'a> {
                 uidvalidity,
                 name,
             } => self.describe(&mailbox, &String::from_utf8_lossy(name), uidvalidity),
+            Record::Gone { mailbox, xid, guid } => {
+                let id = self.mailbox(&mailbox)?.row.id;
+                let ns = self.namespace(xid.namespace())?;
+                let number = signed(xid.number());
+                self.remembered |= expunged::remember_gone(self.db, id, guid, ns, number)?;
+                Ok(())
+            }
             Record::Drop { mailbox } => self.drop_box(&mailbox),
         }
     }

@@ -746,7 +746,7 @@ fn an_expunged_message_is_forgotten() {
     home.registry
         .note(&inbox, &[entry(1, "foo-1", "a"), entry(2, "foo-2", "b")])
         .unwrap();
-    home.registry.forget(&inbox, &[1]).unwrap();
+    home.registry.forget(&inbox, &[1], u32::MAX).unwrap();
     assert_eq!(home.registry.news(&inbox, &State::new()).unwrap(), [2]);
     assert_eq!(home.registry.lookup(&inbox, xid("foo-1")).unwrap(), None);
     assert_eq!(home.registry.registered(&inbox, 3).unwrap(), 3);
@@ -933,6 +933,32 @@ fn copies_that_share_a_guid_get_their_xids_back_in_order_and_none_twice() {
     assert_eq!(recovery.take(b"g").unwrap(), None);
     assert_eq!(recovery.take(b"").unwrap(), None);
     assert_eq!(recovery.take(b"h").unwrap(), None);
+}
+
+#[test]
+fn a_message_that_was_expunged_and_comes_back_has_its_xid_unless_another_has_it() {
+    let home = Home::new();
+    let (inbox, registry) = (inbox(), &home.registry);
+    registry.begin_watermark(&INBOX, 1000, 1).unwrap();
+    let entries = [entry(1, "foo-1", "a"), entry(2, "bar-2", "b")];
+    registry.note(&inbox, &entries).unwrap();
+    registry.forget(&inbox, &[2], u32::MAX).unwrap();
+    let mut recovery = registry.recovery(&inbox).unwrap().unwrap();
+    assert_eq!(recovery.take(b"b").unwrap(), Some(xid("bar-2")));
+    assert_eq!(recovery.take(b"b").unwrap(), None);
+    assert_eq!(recovery.take(b"a").unwrap(), Some(xid("foo-1")));
+
+    let mut recovery = registry.recovery(&inbox).unwrap().unwrap();
+    recovery.exclude(xid("bar-2")).unwrap();
+    assert_eq!(recovery.take(b"b").unwrap(), None);
+
+    // Also where nothing else is left; and what is there comes first.
+    registry.forget(&inbox, &[1], u32::MAX).unwrap();
+    let mut recovery = registry.recovery(&inbox).unwrap().unwrap();
+    assert_eq!(recovery.take(b"a").unwrap(), Some(xid("foo-1")));
+    registry.note(&inbox, &[entry(3, "foo-9", "a")]).unwrap();
+    let mut recovery = registry.recovery(&inbox).unwrap().unwrap();
+    assert_eq!(recovery.take(b"a").unwrap(), Some(xid("foo-9")));
 }
 
 #[test]
@@ -1263,7 +1289,7 @@ fn expunged_messages_are_remembered_where_there_are_watermarks() {
     let home = Home::new();
     let (inbox, registry) = (inbox(), &home.registry);
     registry.note(&inbox, &[entry(1, "foo-1", "a")]).unwrap();
-    registry.forget(&inbox, &[1]).unwrap();
+    registry.forget(&inbox, &[1], u32::MAX).unwrap();
     assert_eq!(registry.expunged(&inbox, b"a").unwrap(), None);
 
     registry.begin_watermark(&INBOX, 1000, 3).unwrap();
@@ -1271,17 +1297,17 @@ fn expunged_messages_are_remembered_where_there_are_watermarks() {
     registry.note(&inbox, &entries).unwrap();
     // "c" moves to UID 4; "b" goes.
     registry.note(&inbox, &[entry(4, "foo-3", "c")]).unwrap();
-    registry.forget(&inbox, &[2, 3]).unwrap();
+    registry.forget(&inbox, &[2, 3], u32::MAX).unwrap();
     assert_eq!(registry.expunged(&inbox, b"b").unwrap(), Some(2));
     assert_eq!(registry.expunged(&inbox, b"c").unwrap(), None);
     assert_eq!(registry.by_guid(&inbox, b"c", 9).unwrap()[0].uid, 4);
     assert!(registry.by_guid(&inbox, b"b", 9).unwrap().is_empty());
 
-    // Above the watermark it may have moved, but it was here.
+    // Above what was stable it may have moved, but it was here.
     assert!(!registry.had(&inbox, b"d").unwrap());
     registry.note(&inbox, &[entry(5, "foo-5", "d")]).unwrap();
     assert!(registry.had(&inbox, b"d").unwrap());
-    registry.forget(&inbox, &[5]).unwrap();
+    registry.forget(&inbox, &[5], 3).unwrap();
     assert_eq!(registry.expunged(&inbox, b"d").unwrap(), None);
     assert!(registry.had(&inbox, b"d").unwrap());
     assert!(registry.had(&inbox, b"b").unwrap());
@@ -1305,6 +1331,52 @@ fn expunged_messages_are_remembered_where_there_are_watermarks() {
 }
 
 #[test]
+fn what_was_not_stable_when_it_was_expunged_is_no_expunged_message_later() {
+    let home = Home::new();
+    let (inbox, registry) = (inbox(), &home.registry);
+    registry.begin_watermark(&INBOX, 1000, 1).unwrap();
+    let entries = [
+        entry(1, "foo-1", "stable"),
+        entry(2, "foo-2", "promised"),
+        entry(3, "foo-3", "loose"),
+        entry(4, "foo-4", "withdrawn"),
+    ];
+    registry.note(&inbox, &entries).unwrap();
+    let expunged = |guid: &[u8]| registry.expunged(&inbox, guid).unwrap();
+    // Promised up to 2 when the first three went, up to 4 when the last one did, and then no more.
+    registry.forget(&inbox, &[1, 2, 3], 2).unwrap();
+    registry.forget(&inbox, &[4], 4).unwrap();
+    assert_eq!(expunged(b"stable"), Some(1));
+    // The others may have made it stable, and this node does not know it yet.
+    assert_eq!(expunged(b"promised"), Some(2));
+    registry.take_back(&inbox, 3).unwrap();
+
+    registry.set_watermark(&INBOX, 1000, 9).unwrap();
+    assert_eq!(expunged(b"stable"), Some(1));
+    assert_eq!(expunged(b"promised"), Some(2));
+    assert_eq!(expunged(b"loose"), None);
+    assert_eq!(expunged(b"withdrawn"), None);
+    // Which XID it had is remembered of each.
+    let xids = |guid: &[u8]| registry.gone(&inbox, guid, 9).unwrap().len();
+    assert_eq!([xids(b"loose"), xids(b"withdrawn")], [1, 1]);
+}
+
+#[test]
+fn what_other_nodes_expunged_is_remembered_as_what_was_expunged_here() {
+    let home = Home::new();
+    let (inbox, registry) = (inbox(), &home.registry);
+    registry.begin_watermark(&INBOX, 1000, 7).unwrap();
+    registry
+        .gone_elsewhere(&inbox, &[entry(9, "bar-3", "a")])
+        .unwrap();
+    assert!(registry.expunged(&inbox, b"a").unwrap().is_some());
+    assert!(registry.had(&inbox, b"a").unwrap());
+    let xids = registry.gone(&inbox, b"a", 9).unwrap();
+    assert_eq!((xids[0].namespace.as_str(), xids[0].number), ("bar", 3));
+    assert!(rows(registry, &INBOX).is_empty(), "it is no message");
+}
+
+#[test]
 fn only_the_last_expunged_messages_are_remembered() {
     let home = Home::new();
     let (inbox, registry) = (inbox(), &home.registry);
@@ -1317,7 +1389,7 @@ fn only_the_last_expunged_messages_are_remembered() {
         .collect();
     registry.note(&inbox, &entries).unwrap();
     let uids: Vec<u32> = (1..=count).collect();
-    registry.forget(&inbox, &uids).unwrap();
+    registry.forget(&inbox, &uids, u32::MAX).unwrap();
     assert_eq!(registry.expunged(&inbox, b"foo-10").unwrap(), None);
     assert_eq!(registry.expunged(&inbox, b"foo-11").unwrap(), Some(11));
     let last = format!("foo-{count}");
@@ -1348,7 +1420,7 @@ fn brought_up_to_date(earlier: &str) {
     sqlite(&home.file("xid.registry"), earlier);
     assert_eq!(rows(&home.registry, &INBOX), [row(1, "foo-1", "a")]);
     home.registry.begin_watermark(&INBOX, 1000, 1).unwrap();
-    home.registry.forget(&inbox, &[1]).unwrap();
+    home.registry.forget(&inbox, &[1], u32::MAX).unwrap();
     assert_eq!(home.registry.expunged(&inbox, b"a").unwrap(), Some(1));
     assert_eq!(home.registry.gone(&inbox, b"a", 9).unwrap().len(), 1);
     assert!(home.aside().is_empty());

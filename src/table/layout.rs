@@ -229,6 +229,10 @@ pub(super) const HAS_WATERMARK: u32 = 1;
 /// [`Slot::promised`]: what was promised is not known, so everything counts as promised.
 pub(super) const PROMISED_ALL: u32 = u32::MAX;
 
+/// A higher promise than this is one of everything that comes, too: UIDs do not get so far. The
+/// daemon says so of a mailbox that is about to take in what the others have.
+pub(super) const PROMISE_MAX: u32 = 1 << 31;
+
 /// The class of a slot's block.
 pub(super) const SLOT_CLASS: usize = 1;
 

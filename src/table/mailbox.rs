@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::file::Mapped;
 use super::layout::{
-    CHILDREN, HAS_WATERMARK, Lease, PROMISED_ALL, ROOTS, SLOT_CLASS, Slot, WAIT_TAG, WaitCell,
+    CHILDREN, HAS_WATERMARK, Lease, PROMISE_MAX, PROMISED_ALL, ROOTS, SLOT_CLASS, Slot, WAIT_TAG,
+    WaitCell,
 };
 use super::pool::Writer;
 use super::wait::now_ms;
@@ -249,6 +250,16 @@ impl Mailbox {
         let _writer = self.table.writer()?;
         self.slot().promised.store(uid, Release);
         Ok(())
+    }
+
+    /// Others may count on what lies at or below this UID: it is stable or promised, or it is not
+    /// known what was promised. Loads only.
+    pub fn firm(&self) -> u32 {
+        match self.promised() {
+            None => u32::MAX,
+            Some(promised) if promised > PROMISE_MAX => self.watermark(),
+            Some(promised) => promised.max(self.watermark()),
+        }
     }
 
     /// The highest UID known to be given, stable or not. Loads only.

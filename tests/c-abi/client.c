@@ -286,6 +286,9 @@ static void session(const char *dir)
 	CHECK(highest >= first + 2);
 	look_up_and_recover(box, first, next_uid);
 	CHECK(imap_xid_box_forget(box, &next_uid, 1) == 0);
+	/* It is gone already: nothing of it is left to forget. */
+	CHECK(imap_xid_box_forget_moved(box, &next_uid, 1) == 0);
+	CHECK(imap_xid_box_gone_elsewhere(box, NULL, 0) == 0);
 	print_news(box, NODE, first - 1);
 	print_news(box, "unheard.of", 1);
 	print_news(box, NODE, first + 2);
