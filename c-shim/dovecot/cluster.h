@@ -12,6 +12,8 @@
      broken.c     replication that broke off
      import.c     messages that come from other nodes keep their XIDs
      reassign.c   messages that came during a sync get UIDs above it
+     expunge.c    what is expunged of what is not agreed
+     rename.c     a maildir keeps no lock under its new name
 
    Nothing here does anything for other users. The daemon's socket lies in
    Dovecot's base_dir. One message is one line, its fields separated by TABs
@@ -48,12 +50,18 @@ enum xid_event_kind {
 #define XID_REMIND_MSECS (2*1000)
 
 /* Tell the daemon, if it is there and has room. Never blocks. The mailbox must
-   have been open. */
+   have been open. An imap process tells it after the command's answer. */
 void xid_event_changed(struct xid_mailbox *xbox, enum xid_event_kind kind);
 /* The same for the mailbox tree; box need not exist. */
 void xid_event_tree(struct mailbox *box);
 /* XID_EVENT_WAITING, unless that was said a moment ago. */
 void xid_event_remind(struct xid_wait_mailbox *wbox);
+/* The same where a mailbox was opened in which UIDs wait. An APPEND opens it anew:
+   a client that saves many says so once in a while. */
+void xid_event_remind_opened(struct xid_wait_mailbox *wbox);
+/* Tell now what is kept until the command has its answer: before the user goes
+   away. */
+void xid_events_flush(void);
 
 enum xid_daemon_status {
 	XID_DAEMON_UNREACHABLE,
@@ -90,10 +98,11 @@ int xid_daemon_xids(struct xid_mailbox *xbox, enum xid_asking asking,
 		    ARRAY_TYPE(const_string) *answers,
 		    const char **error_r);
 
-/* One instance of an answer: UID and XID. UID 0 = it has none just now. Returns
+/* One instance of an answer: UID and XID. UID 0 = it was there, and went. Returns
    -1 if it is none. */
 int xid_answer_parse(const char *found, uint32_t *uid_r,
 		     struct imap_xid *xid_r);
+bool xid_is_same(const struct imap_xid *xid1, const struct imap_xid *xid2);
 
 void xid_events_deinit(void);
 
@@ -112,6 +121,12 @@ int xid_interlock_begin_expunge(struct mailbox_transaction_context *t);
 /* The same once more while the storage holds the mailbox's lock: what is
    promised may have changed. -1 = the storage error is set. */
 int xid_interlock_recheck(struct mailbox_transaction_context *t);
+/* What a UID must be above to be moved: what is stable, or promised. core =
+   xid_wait_attached(). */
+uint32_t xid_fixed_uid(struct xid_wait_mailbox *wbox, imap_xid_box *core);
+/* Who joins takes what the others have. As long as it does it has promised more
+   UIDs than there are messages (src/cluster/replica.rs). */
+bool xid_is_joining(imap_xid_box *core);
 /* What was promised in the table before this call, nobody changes after it:
    commits that did not see it yet are over. -1 = the storage error is set. */
 int xid_interlock_barrier(struct mailbox *box);
@@ -130,6 +145,25 @@ void xid_between_saved(struct xid_wait_mailbox *wbox,
 		       const ARRAY_TYPE(seq_range) *uids);
 
 /*
+ * expunge.c
+ */
+
+void xid_expunge_mail_allocated(struct mail *mail);
+/* A transaction of the mailbox ended. */
+void xid_expunge_ended(struct xid_wait_mailbox *wbox,
+		       const struct mailbox_transaction_context *t,
+		       bool committed);
+/* At the end of replication, before the mailbox is synced. */
+void xid_expunge_decide(struct xid_wait_mailbox *wbox);
+/* After that sync: -1 = something is left open (the storage error is set). */
+int xid_expunge_check(struct xid_wait_mailbox *wbox);
+/* It was committed: what it brought back goes. */
+void xid_expunge_note_returned(struct mailbox_transaction_context *t);
+/* After that sync. */
+void xid_expunge_returned(struct xid_wait_mailbox *wbox);
+void xid_expunge_close(struct xid_wait_mailbox *wbox);
+
+/*
  * broken.c
  */
 
@@ -139,6 +173,16 @@ void xid_broken_watch(void);
    set). */
 int xid_broken_check(struct mailbox_transaction_context *t);
 void xid_broken_deinit(void);
+
+/*
+ * rename.c
+ */
+
+/* Before a mailbox is renamed: nobody holds a lock file in it, or below it, until
+   xid_rename_unlock(). NULL = there are none. Waits for some seconds at most. */
+struct xid_rename_locks *xid_rename_lock(struct mailbox *src);
+/* Afterwards, whether it was renamed or not. */
+void xid_rename_unlock(struct xid_rename_locks **locks);
 
 /*
  * import.c
@@ -152,6 +196,8 @@ int xid_import_prepare(struct mailbox_transaction_context *t);
  * reassign.c
  */
 
+/* Messages get new UIDs, above all others. */
+int xid_reassign(struct mailbox *box, const ARRAY_TYPE(uint32_t) *uids);
 /* dsync gives messages new UIDs that came while it was at work. */
 bool xid_is_reassigning(struct mailbox_transaction_context *t);
 /* Does that in place of the transaction, which is gone then. */

@@ -175,25 +175,31 @@ static bool xid_delivery_is_stuck(struct xid_wait_mailbox *wbox)
 
 /* Where the daemon is not there, the delivery waits until it is, for as long
    as it would wait for its UID. Returns FALSE if it does not come, or says that
-   this node is none of the cluster's. */
+   this node is none of the cluster's. A message's other recipients, who would
+   each wait as long again, are refused at once; who comes later waits. */
 static bool xid_delivery_is_in_cluster(struct xid_user *xuser)
 {
-	static time_t unreachable_since = 0;
+	static time_t gave_up_at = 0;
+	const time_t patience = xuser->set.delivery_wait_msecs / 1000;
 	enum xid_daemon_status status;
+	time_t began = 0;
 
 	while ((status = xid_daemon_status(xuser, NULL)) ==
 	       XID_DAEMON_UNREACHABLE) {
-		if (unreachable_since == 0)
-			unreachable_since = ioloop_time;
-		if (ioloop_time - unreachable_since >=
-		    (time_t)(xuser->set.delivery_wait_msecs / 1000))
+		if (began == 0)
+			began = ioloop_time;
+		if (ioloop_time - gave_up_at < patience)
 			return FALSE;
+		if (ioloop_time - began >= patience) {
+			gave_up_at = ioloop_time;
+			return FALSE;
+		}
 		/* a signal: the process is to stop */
 		if (poll(NULL, 0, XID_DAEMON_LOOK_MSECS) < 0)
 			return FALSE;
 		io_loop_time_refresh();
 	}
-	unreachable_since = 0;
+	gave_up_at = 0;
 	return status == XID_DAEMON_IN;
 }
 
@@ -218,6 +224,7 @@ xid_delivery_refuse(struct mailbox_transaction_context *t, const char *why)
 
 	event = xid_wait_event_begin(box->event, mailbox_get_vname(box), 0);
 	xid_wait_event_end(&event, "delivery", "refused");
+	xid_expunge_ended(xbox->wait, t, FALSE);
 	xbox->module_ctx.super.transaction_rollback(t);
 	mail_storage_set_error(box->storage, MAIL_ERROR_TEMP, why);
 	return -1;
@@ -229,6 +236,7 @@ static void xid_commit_refuse(struct mailbox_transaction_context *t)
 	struct mailbox *box = t->box;
 	struct xid_mailbox *xbox = xid_mailbox_context(box);
 
+	xid_expunge_ended(xbox->wait, t, FALSE);
 	mail_storage_last_error_push(box->storage);
 	xbox->module_ctx.super.transaction_rollback(t);
 	mail_storage_last_error_pop(box->storage);
@@ -282,7 +290,7 @@ static int xid_wait_mailbox_open(struct mailbox *box)
 
 	if (xid_tree_open(box) < 0)
 		return -1;
-	if (!xbox->disabled && !box->creating &&
+	if (!xbox->disabled && !box->creating && !xbox->xuser->renaming &&
 	    strcmp(box->storage->name, "maildir") == 0 &&
 	    mail_index_get_header(box->view)->uid_validity == 0)
 		return xid_tree_maildir_first_sync(xbox->wait);
@@ -339,7 +347,7 @@ xid_wait_transaction_commit(struct mailbox_transaction_context *t,
 
 	if (copied_unstable)
 		wbox->copied_unstable = NULL;
-	if (xid_broken_check(t) < 0) {
+	if (!wbox->returning && xid_broken_check(t) < 0) {
 		xid_commit_refuse(t);
 		return -1;
 	}
@@ -356,14 +364,18 @@ xid_wait_transaction_commit(struct mailbox_transaction_context *t,
 			xid_commit_refuse(t);
 			return -1;
 		}
+		xid_maildir_free_names(t);
+		xid_expunge_note_returned(t);
 		xid_moving_begin(t);
-	} else if (xid_interlock_begin_expunge(t) < 0) {
+	} else if ((wbox->expunging || xbox->reassigning) &&
+		   xid_interlock_begin_expunge(t) < 0) {
 		xid_commit_refuse(t);
 		return -1;
 	}
 	xid_wait_inside++;
 	ret = xbox->module_ctx.super.transaction_commit(t, changes_r);
 	xid_wait_inside--;
+	xid_expunge_ended(wbox, t, ret == 0);
 	xid_moving_end(box, ret == 0);
 	xid_interlock_end(box);
 	if (ret == 0) {
@@ -387,6 +399,14 @@ xid_wait_transaction_commit(struct mailbox_transaction_context *t,
 		xid_saved_uids_hide(changes_r, move);
 	}
 	return ret;
+}
+
+static void xid_wait_transaction_rollback(struct mailbox_transaction_context *t)
+{
+	struct xid_mailbox *xbox = xid_mailbox_context(t->box);
+
+	xid_expunge_ended(xbox->wait, t, FALSE);
+	xbox->module_ctx.super.transaction_rollback(t);
 }
 
 /* COPYUID would name the message's UID, which others must not know: it is not
@@ -461,9 +481,21 @@ static int xid_wait_sync_deinit(struct mailbox_sync_context *ctx,
 	int ret;
 
 	ret = wbox->prev.sync_deinit(ctx, status_r);
-	if (ret == 0)
+	if (ret == 0) {
 		(void)xid_wait_attach(wbox);
+		xid_expunge_returned(wbox);
+		ret = xid_expunge_check(wbox);
+	}
 	return ret;
+}
+
+static struct mailbox_sync_context *
+xid_wait_sync_init(struct mailbox *box, enum mailbox_sync_flags flags)
+{
+	struct xid_mailbox *xbox = xid_mailbox_context(box);
+
+	xid_expunge_decide(xbox->wait);
+	return xbox->module_ctx.super.sync_init(box, flags);
 }
 
 void xid_delivery_hook(struct xid_wait_mailbox *wbox, struct mailbox_vfuncs *v)
@@ -473,6 +505,7 @@ void xid_delivery_hook(struct xid_wait_mailbox *wbox, struct mailbox_vfuncs *v)
 	wbox->prev.copy = v->copy;
 	v->copy = xid_wait_copy;
 	v->transaction_commit = xid_wait_transaction_commit;
+	v->transaction_rollback = xid_wait_transaction_rollback;
 
 	if (xuser->set.uid_source == XID_UID_SOURCE_LOCAL)
 		return;
@@ -481,6 +514,7 @@ void xid_delivery_hook(struct xid_wait_mailbox *wbox, struct mailbox_vfuncs *v)
 	v->transaction_begin = xid_wait_transaction_begin;
 	if (xid_wait_imap)
 		return;
+	v->sync_init = xid_wait_sync_init;
 	wbox->prev.sync_deinit = v->sync_deinit;
 	v->sync_deinit = xid_user_service_is(xuser->user, "pop3") &&
 		wbox->xbox->box->inbox_user && xid_uidl_has_uids(xuser->user) ?

@@ -46,12 +46,13 @@ xid_ask_instances(struct xid_doveadm *cmd, struct mailbox *box,
 			continue;
 		if (str_len(dest) > 0)
 			str_append_c(dest, ',');
-		str_printfa(dest, "%u:%s", uids ? mail->uid : 0, str_c(xid));
+		str_printfa(dest, "%u:%s", uids ? mail->uid : XID_NO_UID,
+			    str_c(xid));
 	}
 	return 0;
 }
 
-/* Who lost its UID waits in the stage for another. */
+/* Who lost its UID waits in the stage for another: it did not go. */
 static int
 xid_ask_staged(struct xid_doveadm *cmd, struct xid_ask_stage *stage,
 	       const char *guid, string_t *dest)
@@ -65,7 +66,8 @@ xid_ask_staged(struct xid_doveadm *cmd, struct xid_ask_stage *stage,
 		xid_ask_instances(cmd, stage->box, guid, FALSE, dest);
 }
 
-/* Several where messages share the GUID, in the order of their UIDs. What moves
+/* Several where messages share the GUID, in the order of their UIDs, which mean
+   nothing to who asks where the mailbox is another one. What moves
    to the stage while we look is in the mailbox as it was when we began; what
    moves back is known to the registry by now. */
 static int
@@ -74,7 +76,7 @@ xid_ask_xid(struct xid_doveadm *cmd, struct xid_ask_stage *stage,
 {
 	string_t *found = t_str_new(128);
 
-	if (xid_ask_instances(cmd, cmd->box, guid, TRUE, found) < 0 ||
+	if (xid_ask_instances(cmd, cmd->box, guid, !cmd->twin, found) < 0 ||
 	    (str_len(found) == 0 &&
 	     xid_ask_staged(cmd, stage, guid, found) < 0))
 		return -1;
@@ -138,6 +140,15 @@ int xid_doveadm_xids(struct xid_doveadm *cmd)
  * settled <UID> <GUID>...
  */
 
+/* What was promised counts when it is known to be stable. */
+static uint32_t xid_ask_stable_uid(struct xid_doveadm *cmd)
+{
+	struct xid_wait_mailbox *wbox = cmd->xbox->wait;
+	imap_xid_box *core = wbox == NULL ? NULL : xid_wait_attach(wbox);
+
+	return core == NULL ? 0 : imap_xid_box_watermark(core);
+}
+
 /* 1 = a message with this GUID is at or below the UID, or was when it was
    expunged and stable, and is not above it now */
 static int
@@ -163,7 +174,8 @@ xid_ask_settled(struct xid_doveadm *cmd, const char *guid, uint32_t last_uid)
 		return xid_doveadm_fail(cmd, MAIL_ERROR_TEMP, "%s: %s",
 			mailbox_get_vname(cmd->box), imap_xid_last_error());
 	}
-	return ret > 0 && expunged_uid <= last_uid ? 1 : 0;
+	return ret > 0 && expunged_uid <= last_uid &&
+		expunged_uid <= xid_ask_stable_uid(cmd) ? 1 : 0;
 }
 
 int xid_doveadm_settled(struct xid_doveadm *cmd)

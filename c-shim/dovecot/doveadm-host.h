@@ -14,5 +14,6 @@
 #pragma weak doveadm_print
 #pragma weak doveadm_print_header
 #pragma weak doveadm_print_init
+#pragma weak hook_doveadm_mail_init
 
 #endif

@@ -4,6 +4,7 @@
    run again. They hold the lock that replication holds, so that neither sees
    the other's work half done. */
 #include "xid-doveadm.h"
+#include "cluster.h"
 #include "file-lock.h"
 #include "hash.h"
 #include "imap-seqset.h"
@@ -63,8 +64,10 @@ static int xid_copy_commit(struct xid_copy *copy)
 		return 0;
 	copy->count = 0;
 	/* elsewhere every commit does that */
-	if (copy->dest != copy->cmd->box)
+	if (copy->dest != copy->cmd->box) {
+		xid_maildir_free_names(copy->dest_t);
 		xid_moving_begin(copy->dest_t);
+	}
 	ret = mailbox_transaction_commit(&copy->dest_t);
 	if (copy->dest != copy->cmd->box)
 		xid_moving_end(copy->dest, ret == 0);
@@ -160,7 +163,8 @@ xid_copy_saved(struct xid_copy *copy, const struct imap_xid *xid)
 		return copy->mail->expunged ? 0 :
 			xid_doveadm_fail_box(copy->cmd, copy->dest, "copy");
 	}
-	xid_save_keeps_xid(copy->dest_t, xid, guid);
+	xid_save_keeps_xid(copy->dest_t, xid, guid,
+			   xid_moving_inode(copy->src, copy->mail->uid));
 	copy->count++;
 	return 0;
 }
@@ -256,17 +260,20 @@ xid_is_raised(struct xid_doveadm *cmd, uint32_t seq,
 		array_bsearch(raised, &rec, xid_record_cmp) != NULL;
 }
 
-/* What is not stable and lies at or below the floor is copied above it. */
+/* What is neither stable nor promised and lies at or below the floor is copied above
+   it. Who joins has promised everything: the prefix stays where it is, though not
+   all of it is shown here yet. */
 static int xid_raise_copy(struct xid_doveadm *cmd, uint32_t floor)
 {
-	uint32_t watermark = xid_mailbox_watermark(cmd->box);
+	struct xid_wait_mailbox *wbox = cmd->xbox->wait;
+	uint32_t fixed_uid = xid_fixed_uid(wbox, xid_wait_attach(wbox));
 	ARRAY_TYPE(xid_record) raised;
 	uint32_t seq, seq1, seq2;
 	struct xid_copy copy;
 	int ret = 0;
 
-	if (watermark >= floor ||
-	    !mail_index_lookup_seq_range(cmd->box->view, watermark + 1, floor,
+	if (fixed_uid >= floor ||
+	    !mail_index_lookup_seq_range(cmd->box->view, fixed_uid + 1, floor,
 					 &seq1, &seq2))
 		return 0;
 	t_array_init(&raised, 64);
@@ -338,13 +345,127 @@ xid_expunge(struct xid_doveadm *cmd, struct mailbox *box,
 	return 0;
 }
 
+/* The GUIDs of messages that are about to be registered; who is gone is left
+   out. */
+static void
+xid_entries_add_guids(struct xid_doveadm *cmd, struct imap_xid_entry *mails,
+		      unsigned int count, ARRAY_TYPE(imap_xid_entry) *entries)
+{
+	struct xid_guid_list *guids;
+	unsigned int i;
+	uint32_t seq;
+
+	guids = xid_guid_list_init(cmd->xbox);
+	for (i = 0; i < count; i++) {
+		if (!mail_index_lookup_seq(cmd->box->view, mails[i].uid, &seq))
+			continue;
+		mails[i].guid = t_strdup(xid_guid_list_get(guids, seq));
+		mails[i].guid_len = strlen(mails[i].guid);
+		array_push_back(entries, &mails[i]);
+	}
+	xid_guid_list_deinit(&guids);
+}
+
+static void
+xid_dropped_get(struct xid_doveadm *cmd, const ARRAY_TYPE(seq_range) *uids,
+		ARRAY_TYPE(xid_record) *dropped)
+{
+	struct seq_range_iter iter;
+	struct xid_record rec;
+	unsigned int i = 0;
+	uint32_t uid, seq;
+
+	seq_range_array_iter_init(&iter, uids);
+	while (seq_range_array_iter_nth(&iter, i++, &uid)) {
+		if (mail_index_lookup_seq(cmd->box->view, uid, &seq) &&
+		    xid_record_get(cmd->xbox, cmd->box->view, seq, &rec))
+			array_push_back(dropped, &rec);
+	}
+	array_sort(dropped, xid_record_cmp);
+}
+
+/* Of two messages that have one XID, since a move was cut short, the registry
+   knows one. It must know the one that stays, or nobody finds that again. */
+static void
+xid_drop_note_others(struct xid_doveadm *cmd,
+		     const ARRAY_TYPE(seq_range) *uids)
+{
+	struct mail_index_view *view = cmd->box->view;
+	uint32_t seq, uid, count = mail_index_view_get_messages_count(view);
+	ARRAY_TYPE(xid_record) dropped;
+	ARRAY_TYPE(imap_xid_entry) stay, entries;
+	struct imap_xid_entry *entry;
+	struct xid_record rec;
+	struct imap_xid xid;
+	imap_xid_box *core;
+
+	t_array_init(&dropped, 64);
+	t_array_init(&stay, 8);
+	t_array_init(&entries, 8);
+	xid_dropped_get(cmd, uids, &dropped);
+	for (seq = 1; seq <= count; seq++) {
+		if (!xid_record_get(cmd->xbox, view, seq, &rec) ||
+		    array_bsearch(&dropped, &rec, xid_record_cmp) == NULL)
+			continue;
+		mail_index_lookup_uid(view, seq, &uid);
+		if (seq_range_exists(uids, uid) ||
+		    !xid_mail_get(cmd->xbox, view, seq, &xid))
+			continue;
+		entry = array_append_space(&stay);
+		xid_entry_from_xid(&xid, entry);
+		entry->uid = uid;
+	}
+	if (array_count(&stay) == 0 || (core = xid_box_open(cmd->xbox)) == NULL)
+		return;
+	xid_entries_add_guids(cmd, array_front_modifiable(&stay),
+			      array_count(&stay), &entries);
+	if (array_count(&entries) > 0 &&
+	    imap_xid_box_note(core, array_front(&entries),
+			      array_count(&entries)) < 0)
+		xid_mailbox_log_error(cmd->xbox, "registry lacks a message");
+}
+
+/* The registry is told beforehand, as any process may carry the expunge out, and
+   takes what it expunges for what clients expunged. */
+static void
+xid_drop_note(struct xid_doveadm *cmd, const ARRAY_TYPE(seq_range) *ranges)
+{
+	imap_xid_box *core = xid_box_open(cmd->xbox);
+	struct seq_range_iter iter;
+	ARRAY(uint32_t) uids;
+	unsigned int n = 0;
+	uint32_t uid;
+
+	if (core == NULL)
+		return;
+	t_array_init(&uids, 64);
+	seq_range_array_iter_init(&iter, ranges);
+	while (seq_range_array_iter_nth(&iter, n++, &uid))
+		array_push_back(&uids, &uid);
+	if (array_count(&uids) > 0 &&
+	    imap_xid_box_forget_moved(core, array_front(&uids),
+				      array_count(&uids)) < 0)
+		xid_mailbox_log_error(cmd->xbox, "registry keeps what is moved");
+}
+
 static int xid_drop_locked(struct xid_doveadm *cmd)
 {
 	ARRAY_TYPE(seq_range) uids;
 
 	if (xid_doveadm_uids(cmd, cmd->args[0], &uids) < 0)
 		return -1;
-	return xid_expunge(cmd, cmd->box, &uids);
+	xid_drop_note(cmd, &uids);
+	xid_drop_note_others(cmd, &uids);
+	if (xid_expunge(cmd, cmd->box, &uids) < 0 ||
+	    xid_doveadm_sync(cmd) < 0)
+		return -1;
+	if (xid_storage_is_maildir(cmd->box)) {
+		/* that they went is seen by the next sync */
+		if (xid_doveadm_sync(cmd) < 0)
+			return -1;
+		xid_maildir_forget_gone(cmd->box);
+	}
+	return 0;
 }
 
 int xid_doveadm_drop(struct xid_doveadm *cmd)
@@ -375,16 +496,86 @@ static void xid_texts_add(struct mailbox *box, xid_text_set xids)
 	}
 }
 
-/* By XID: a client's copies of a message share its GUID. */
-static int
-xid_stage_copy_mail(struct xid_copy *copy, xid_text_set staged, uint32_t seq)
-{
-	string_t *xid = t_str_new(64);
+struct xid_seq_pair {
+	uint32_t main, stage;
+};
 
-	if (xid_mail_lookup(copy->src, copy->src->view, seq, xid) &&
-	    hash_table_lookup(staged, str_c(xid)) != NULL)
+/* Staging: what is in the stage, by XID, since a client's copies of a message
+   share its GUID. */
+struct xid_staging {
+	struct xid_doveadm *cmd;
+	struct mailbox *stage;
+	struct xid_copy copy;
+	pool_t pool;
+	xid_text_set staged;
+	/* those that were in it before */
+	ARRAY(struct xid_seq_pair) before;
+};
+
+static int xid_stage_mail(struct xid_staging *staging, uint32_t seq)
+{
+	struct mailbox *box = staging->cmd->box;
+	string_t *text = t_str_new(64);
+	void *here_now = staging, *value;
+	struct xid_seq_pair *pair;
+	const char *xid;
+
+	if (!xid_mail_lookup(box, box->view, seq, text))
+		return xid_copy_mail(&staging->copy, seq);
+	value = hash_table_lookup(staging->staged, str_c(text));
+	if (value == NULL) {
+		xid = p_strdup(staging->pool, str_c(text));
+		hash_table_insert(staging->staged, xid, here_now);
+		return xid_copy_mail(&staging->copy, seq);
+	}
+	/* One that was being moved is in the mailbox twice. */
+	if (value == here_now)
 		return 0;
-	return xid_copy_mail(copy, seq);
+	pair = array_append_space(&staging->before);
+	pair->main = seq;
+	pair->stage = POINTER_CAST_TO(value, uint32_t);
+	return 0;
+}
+
+static void
+xid_stage_mail_flags(struct mail *mail, struct mail *staged)
+{
+	const char *const *names = mail_get_keywords(mail);
+	struct mail_keywords *keywords =
+		mailbox_keywords_create_valid(staged->box, names);
+
+	mail_update_flags(staged, MODIFY_REPLACE,
+			  mail_get_flags(mail) & MAIL_FLAGS_NONRECENT);
+	mail_update_keywords(staged, MODIFY_REPLACE, keywords);
+	mailbox_keywords_unref(&keywords);
+}
+
+/* A maildir names its keywords in a file that it writes after the messages: of
+   one that was staged by who was killed between the two they are not known. */
+static int xid_stage_flags(struct xid_staging *staging)
+{
+	struct mailbox_transaction_context *main_t, *stage_t;
+	const struct xid_seq_pair *pair;
+	struct mail *mail, *staged;
+	int ret;
+
+	if (array_count(&staging->before) == 0)
+		return 0;
+	main_t = mailbox_transaction_begin(staging->cmd->box, 0, "xid staged");
+	stage_t = mailbox_transaction_begin(staging->stage, 0, "xid staged");
+	mail = mail_alloc(main_t, 0, NULL);
+	staged = mail_alloc(stage_t, 0, NULL);
+	array_foreach(&staging->before, pair) T_BEGIN {
+		mail_set_seq(mail, pair->main);
+		mail_set_seq(staged, pair->stage);
+		xid_stage_mail_flags(mail, staged);
+	} T_END;
+	mail_free(&mail);
+	mail_free(&staged);
+	mailbox_transaction_rollback(&main_t);
+	ret = mailbox_transaction_commit(&stage_t);
+	return ret == 0 ? 0 :
+		xid_doveadm_fail_box(staging->cmd, staging->stage, "flags");
 }
 
 /* What is in the stage already is not put there again. */
@@ -392,23 +583,31 @@ static int
 xid_stage_copy(struct xid_doveadm *cmd, struct mailbox *stage,
 	       const ARRAY_TYPE(seq_range) *uids)
 {
+	struct xid_staging staging;
 	struct seq_range_iter iter;
-	xid_text_set staged;
-	struct xid_copy copy;
 	unsigned int i = 0;
 	uint32_t uid, seq;
 	int ret = 0;
 
-	hash_table_create(&staged, default_pool, 0, str_hash, strcmp);
-	xid_texts_add(stage, staged);
-	xid_copy_init(&copy, cmd, cmd->box, stage);
+	i_zero(&staging);
+	staging.cmd = cmd;
+	staging.stage = stage;
+	staging.pool = pool_alloconly_create("xid staging", 4096);
+	p_array_init(&staging.before, staging.pool, 16);
+	hash_table_create(&staging.staged, default_pool, 0, str_hash, strcmp);
+	xid_texts_add(stage, staging.staged);
+	xid_copy_init(&staging.copy, cmd, cmd->box, stage);
 	seq_range_array_iter_init(&iter, uids);
 	while (ret == 0 && seq_range_array_iter_nth(&iter, i++, &uid)) T_BEGIN {
 		if (mail_index_lookup_seq(cmd->box->view, uid, &seq))
-			ret = xid_stage_copy_mail(&copy, staged, seq);
+			ret = xid_stage_mail(&staging, seq);
 	} T_END;
-	hash_table_destroy(&staged);
-	return xid_copy_deinit(&copy, ret);
+	ret = xid_copy_deinit(&staging.copy, ret);
+	if (ret == 0)
+		ret = xid_stage_flags(&staging);
+	hash_table_destroy(&staging.staged);
+	pool_unref(&staging.pool);
+	return ret;
 }
 
 static int xid_stage_locked(struct xid_doveadm *cmd)
@@ -459,6 +658,28 @@ xid_unstage_match(struct xid_doveadm *cmd, struct mailbox *stage,
 	return FALSE;
 }
 
+/* Earlier versions put a message that was being moved there twice. */
+static void
+xid_unstage_once(struct mailbox *stage, ARRAY_TYPE(xid_found_mail) *staged)
+{
+	struct xid_found_mail *mail;
+	xid_text_set seen;
+	string_t *xid;
+
+	hash_table_create(&seen, default_pool, 0, str_hash, strcmp);
+	array_foreach_modifiable(staged, mail) {
+		xid = t_str_new(64);
+		if (!xid_mail_lookup(stage, stage->view, mail->seq, xid))
+			continue;
+		if (hash_table_lookup(seen, str_c(xid)) != NULL)
+			mail->seq = 0;
+		else
+			hash_table_insert(seen, str_c(xid),
+					  POINTER_CAST(mail->seq));
+	}
+	hash_table_destroy(&seen);
+}
+
 /* Mostly one message is staged, and none is here. There are several where a
    client copied one: each copy that is not here comes back. */
 static int
@@ -471,10 +692,11 @@ xid_unstage_copy(struct xid_doveadm *cmd, struct mailbox *stage,
 	int ret = 0;
 
 	t_array_init(&staged, 4);
-	if (xid_doveadm_find_guid(cmd, stage, guid, &staged) < 0)
-		return -1;
+	xid_stage_find_guid(stage, guid, &staged);
+	xid_unstage_once(stage, &staged);
 	array_foreach_modifiable(&staged, mail) {
-		if (xid_unstage_match(cmd, stage, mail->seq, TRUE, here))
+		if (mail->seq != 0 &&
+		    xid_unstage_match(cmd, stage, mail->seq, TRUE, here))
 			mail->seq = 0;
 	}
 	xid_copy_init(&copy, cmd, stage, cmd->box);
@@ -513,6 +735,41 @@ int xid_doveadm_unstage(struct xid_doveadm *cmd)
 	return xid_doveadm_run_locked(cmd, xid_unstage_locked);
 }
 
+/* What goes and is not in the mailbox was stable on a node that knows that it was
+   expunged. From here on we know it, too: that node may be away when the next one
+   comes back with the message. */
+static void
+xid_dropstaged_note(struct xid_doveadm *cmd, struct mailbox *stage,
+		    const char *guid, const ARRAY_TYPE(xid_found_mail) *found)
+{
+	struct xid_mailbox *staged = xid_mailbox_get(stage);
+	ARRAY_TYPE(xid_found_mail) here;
+	ARRAY_TYPE(imap_xid_entry) gone;
+	const struct xid_found_mail *mail;
+	struct imap_xid_entry *entry;
+	struct imap_xid xid;
+	imap_xid_box *core;
+
+	t_array_init(&here, 4);
+	t_array_init(&gone, 4);
+	if (xid_doveadm_find_guid(cmd, cmd->box, guid, &here) < 0 ||
+	    array_count(&here) > 0 || (core = xid_box_open(cmd->xbox)) == NULL)
+		return;
+	array_foreach(found, mail) {
+		if (!xid_mail_get(staged, stage->view, mail->seq, &xid))
+			continue;
+		entry = array_append_space(&gone);
+		xid_entry_from_xid(&xid, entry);
+		entry->uid = mail->uid;
+		entry->guid = guid;
+		entry->guid_len = strlen(guid);
+	}
+	if (array_count(&gone) > 0 &&
+	    imap_xid_box_gone_elsewhere(core, array_front(&gone),
+					array_count(&gone)) < 0)
+		xid_mailbox_log_error(cmd->xbox, "registry lacks what went");
+}
+
 static int
 xid_dropstaged_from(struct xid_doveadm *cmd, struct mailbox *stage,
 		    const char *guid)
@@ -523,8 +780,8 @@ xid_dropstaged_from(struct xid_doveadm *cmd, struct mailbox *stage,
 
 	t_array_init(&found, 4);
 	t_array_init(&uids, 4);
-	if (xid_doveadm_find_guid(cmd, stage, guid, &found) < 0)
-		return -1;
+	xid_stage_find_guid(stage, guid, &found);
+	xid_dropstaged_note(cmd, stage, guid, &found);
 	array_foreach(&found, mail)
 		seq_range_array_add(&uids, mail->uid);
 	if (array_count(&uids) > 0 && xid_expunge(cmd, stage, &uids) < 0)
@@ -580,34 +837,10 @@ xid_adopt_parse(struct xid_doveadm *cmd, const char *arg,
 	return 0;
 }
 
-/* The registry hears of it before the index has it: what it says is checked
-   against the index in any case. */
-static void
-xid_adopt_note(struct xid_doveadm *cmd, struct imap_xid_entry *mails,
-	       unsigned int count)
-{
-	ARRAY_TYPE(imap_xid_entry) entries;
-	struct xid_guid_list *guids;
-	unsigned int i;
-	uint32_t seq;
-
-	t_array_init(&entries, count);
-	guids = xid_guid_list_init(cmd->xbox);
-	for (i = 0; i < count; i++) {
-		if (!mail_index_lookup_seq(cmd->box->view, mails[i].uid, &seq))
-			continue;
-		mails[i].guid = t_strdup(xid_guid_list_get(guids, seq));
-		mails[i].guid_len = strlen(mails[i].guid);
-		array_push_back(&entries, &mails[i]);
-	}
-	xid_guid_list_deinit(&guids);
-	xid_mailbox_note(cmd->xbox, &entries);
-}
-
 static int xid_adopt_locked(struct xid_doveadm *cmd)
 {
 	const char *const *args = t_strsplit(cmd->args[0], ",");
-	ARRAY_TYPE(imap_xid_entry) mails;
+	ARRAY_TYPE(imap_xid_entry) mails, noted;
 	struct imap_xid_entry *entries;
 	unsigned int count;
 	int ret;
@@ -623,7 +856,11 @@ static int xid_adopt_locked(struct xid_doveadm *cmd)
 		return xid_doveadm_fail(cmd, MAIL_ERROR_TEMP,
 			"numbers cannot be taken, as was logged");
 	}
-	xid_adopt_note(cmd, entries, count);
+	/* The registry hears of it before the index has it: what it says is
+	   checked against the index in any case. */
+	t_array_init(&noted, count);
+	xid_entries_add_guids(cmd, entries, count, &noted);
+	xid_mailbox_note(cmd->xbox, &noted);
 	ret = xid_mailbox_adopt(cmd->xbox, entries, count);
 	if (ret < 0)
 		return xid_doveadm_fail_box(cmd, cmd->box, "index");

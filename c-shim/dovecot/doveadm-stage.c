@@ -198,6 +198,24 @@ static void xid_stage_guids(struct mailbox *stage, string_t *json)
 	xid_guid_list_deinit(&list);
 }
 
+void xid_stage_find_guid(struct mailbox *stage, const char *guid,
+			 ARRAY_TYPE(xid_found_mail) *found)
+{
+	uint32_t seq, count = mail_index_view_get_messages_count(stage->view);
+	struct xid_found_mail *mail;
+	struct xid_guid_list *list;
+
+	list = xid_guid_list_init(xid_mailbox_get(stage));
+	for (seq = 1; seq <= count; seq++) T_BEGIN {
+		if (strcmp(xid_guid_list_get(list, seq), guid) == 0) {
+			mail = array_append_space(found);
+			mail->seq = seq;
+			mail_index_lookup_uid(stage->view, seq, &mail->uid);
+		}
+	} T_END;
+	xid_guid_list_deinit(&list);
+}
+
 int xid_stage_append(struct xid_doveadm *cmd, string_t *json)
 {
 	struct mailbox *stage;

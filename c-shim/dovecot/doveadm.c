@@ -112,7 +112,7 @@ static int xid_doveadm_box_open(struct xid_doveadm *cmd, struct mailbox *box)
 	return xid_doveadm_fail_box(cmd, box, "open");
 }
 
-/* Returns as above. Takes the box in any case. */
+/* Returns as above. Takes the box in any case. guid NULL = whichever it is. */
 static int
 xid_doveadm_box_try(struct xid_doveadm *cmd, struct mailbox *box,
 		    const guid_128_t guid)
@@ -120,11 +120,13 @@ xid_doveadm_box_try(struct xid_doveadm *cmd, struct mailbox *box,
 	struct mailbox_metadata metadata;
 	int ret = xid_doveadm_box_open(cmd, box);
 
-	if (ret > 0 && mailbox_get_metadata(box, MAILBOX_METADATA_GUID,
-					    &metadata) < 0)
-		ret = xid_doveadm_fail_box(cmd, box, "GUID");
-	if (ret > 0 && !guid_128_equals(metadata.guid, guid))
-		ret = 0;
+	if (ret > 0 && guid != NULL) {
+		if (mailbox_get_metadata(box, MAILBOX_METADATA_GUID,
+					 &metadata) < 0)
+			ret = xid_doveadm_fail_box(cmd, box, "GUID");
+		else if (!guid_128_equals(metadata.guid, guid))
+			ret = 0;
+	}
 	if (ret <= 0)
 		mailbox_free(&box);
 	else
@@ -169,6 +171,14 @@ xid_doveadm_box_by_guid(struct xid_doveadm *cmd, const guid_128_t guid)
 	return ret;
 }
 
+/* Two nodes made a mailbox of that name, and the one here is not yet the other's:
+   who got messages from it by way of the other must hear their XIDs. */
+static int xid_doveadm_box_twin(struct xid_doveadm *cmd, const char *name)
+{
+	cmd->twin = TRUE;
+	return xid_doveadm_box_by_name(cmd, name, NULL);
+}
+
 static int
 xid_doveadm_box_find(struct xid_doveadm *cmd, const char *guid_hex,
 		     const char *name)
@@ -184,6 +194,8 @@ xid_doveadm_box_find(struct xid_doveadm *cmd, const char *guid_hex,
 	ret = xid_doveadm_box_by_name(cmd, name, guid);
 	if (ret == 0)
 		ret = xid_doveadm_box_by_guid(cmd, guid);
+	if (ret == 0 && cmd->cmd->run == xid_doveadm_xids)
+		ret = xid_doveadm_box_twin(cmd, name);
 	if (ret == 0) {
 		return xid_doveadm_fail(cmd, MAIL_ERROR_NOTFOUND,
 			"%s (%s): no such mailbox", guid_hex, name);
@@ -336,6 +348,7 @@ xid_doveadm_run(struct doveadm_mail_cmd_context *ctx, struct mail_user *user)
 
 	cmd->user = user;
 	cmd->args = ctx->args;
+	cmd->twin = FALSE;
 	cmd->above = 0;
 	cmd->max = (uint32_t)-1;
 	ret = xid_doveadm_check(cmd);
@@ -388,4 +401,11 @@ void xid_doveadm_init(void)
 		return;
 	for (i = 0; i < N_ELEMENTS(xid_doveadm_cmds); i++)
 		doveadm_cmd_register_ver2(&xid_doveadm_cmds[i]->host);
+	xid_doveadm_sync_init();
+}
+
+void xid_doveadm_deinit(void)
+{
+	if (doveadm_cmd_register_ver2 != NULL)
+		xid_doveadm_sync_deinit();
 }

@@ -131,13 +131,6 @@ static int xid_daemon_send(struct mail_user *user, const string_t *msg)
 	return -1;
 }
 
-void xid_events_deinit(void)
-{
-	xid_daemon_disconnect();
-	i_free(daemon_conn.path);
-	daemon_conn.tried_at = 0;
-}
-
 /*
  * Telling
  */
@@ -156,6 +149,71 @@ xid_event_send(struct mail_user *user, const char *box_guid, const char *name,
 	(void)xid_daemon_send(user, msg);
 }
 
+/* What an imap process has yet to tell. It does so once the command that it is at
+   has its answer: what the daemons do then, the client need not wait for. */
+struct xid_event_late {
+	struct mail_user *user;
+	guid_128_t guid;
+	char *name;
+	enum xid_event_kind kind;
+};
+static ARRAY(struct xid_event_late) late_events;
+static struct timeout *to_late_events = NULL;
+
+void xid_events_flush(void)
+{
+	struct xid_event_late *late;
+
+	timeout_remove(&to_late_events);
+	if (!array_is_created(&late_events))
+		return;
+	array_foreach_modifiable(&late_events, late) T_BEGIN {
+		xid_event_send(late->user, guid_128_to_string(late->guid),
+			       late->name, late->kind);
+		i_free(late->name);
+	} T_END;
+	array_clear(&late_events);
+}
+
+static void xid_events_late(void *context ATTR_UNUSED)
+{
+	xid_events_flush();
+}
+
+static bool xid_event_is_late(struct mail_user *user, const guid_128_t guid,
+			      enum xid_event_kind kind)
+{
+	const struct xid_event_late *late;
+
+	array_foreach(&late_events, late) {
+		if (late->user == user && late->kind == kind &&
+		    guid_128_equals(late->guid, guid))
+			return TRUE;
+	}
+	return FALSE;
+}
+
+static void
+xid_event_send_late(struct xid_mailbox *xbox, enum xid_event_kind kind)
+{
+	struct mail_user *user = xbox->xuser->user;
+	struct xid_event_late *late;
+
+	if (!array_is_created(&late_events))
+		i_array_init(&late_events, 4);
+	if (xid_event_is_late(user, xbox->guid, kind))
+		return;
+	late = array_append_space(&late_events);
+	late->user = user;
+	guid_128_copy(late->guid, xbox->guid);
+	late->name = i_strdup(mailbox_get_vname(xbox->box));
+	late->kind = kind;
+	if (to_late_events == NULL) {
+		to_late_events = timeout_add_short_to(io_loop_get_root(), 0,
+			xid_events_late, (void *)NULL);
+	}
+}
+
 void xid_event_changed(struct xid_mailbox *xbox, enum xid_event_kind kind)
 {
 	/* the stage is the daemon's own */
@@ -164,6 +222,13 @@ void xid_event_changed(struct xid_mailbox *xbox, enum xid_event_kind kind)
 	    (xbox->xuser->stage != NULL &&
 	     mailbox_get_namespace(xbox->box) == xbox->xuser->stage))
 		return;
+	if (xid_wait_imap && kind != XID_EVENT_WAITING &&
+	    !xbox->xuser->ending) {
+		xid_event_send_late(xbox, kind);
+		return;
+	}
+	/* what came before is told before */
+	xid_events_flush();
 	T_BEGIN {
 		xid_event_send(xbox->xuser->user,
 			       guid_128_to_string(xbox->guid),
@@ -181,22 +246,52 @@ void xid_event_tree(struct mailbox *box)
 	} T_END;
 }
 
+/* What the daemon does itself is no news to it: it would go on for ever. */
+static bool xid_event_may_remind(const struct xid_user *xuser)
+{
+	return xid_user_is_clustered(xuser) && !xid_user_replicates(xuser);
+}
+
+/* Several wait in one mailbox, and timers are not exact. */
+static bool xid_event_was_reminded(int64_t *reminded_at)
+{
+	int64_t now = xid_now_msecs();
+
+	if (*reminded_at != 0 && now - *reminded_at < XID_REMIND_MSECS / 2)
+		return TRUE;
+	*reminded_at = now;
+	return FALSE;
+}
+
 void xid_event_remind(struct xid_wait_mailbox *wbox)
 {
-	int64_t now;
+	if (xid_event_may_remind(wbox->xbox->xuser) &&
+	    !xid_event_was_reminded(&wbox->reminded_at))
+		xid_event_changed(wbox->xbox, XID_EVENT_WAITING);
+}
 
-	/* What the daemon does itself is no news to it: it would go on for
-	   ever. */
-	if (!xid_user_is_clustered(wbox->xbox->xuser) ||
-	    xid_user_replicates(wbox->xbox->xuser))
+void xid_event_remind_opened(struct xid_wait_mailbox *wbox)
+{
+	struct xid_user *xuser = wbox->xbox->xuser;
+
+	if (!xid_event_may_remind(xuser))
 		return;
-	now = xid_now_msecs();
-	/* several wait in one mailbox, and timers are not exact */
-	if (wbox->reminded_at != 0 &&
-	    now - wbox->reminded_at < XID_REMIND_MSECS / 2)
-		return;
-	wbox->reminded_at = now;
-	xid_event_changed(wbox->xbox, XID_EVENT_WAITING);
+	if (!guid_128_equals(xuser->reminded_of, wbox->xbox->guid)) {
+		guid_128_copy(xuser->reminded_of, wbox->xbox->guid);
+		xuser->reminded_at = 0;
+	}
+	if (!xid_event_was_reminded(&xuser->reminded_at))
+		xid_event_remind(wbox);
+}
+
+void xid_events_deinit(void)
+{
+	timeout_remove(&to_late_events);
+	if (array_is_created(&late_events))
+		array_free(&late_events);
+	xid_daemon_disconnect();
+	i_free(daemon_conn.path);
+	daemon_conn.tried_at = 0;
 }
 
 /*

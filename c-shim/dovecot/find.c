@@ -294,11 +294,12 @@ int xid_mailbox_find_guid(struct mailbox *box, const char *guid,
 }
 
 static void
-xid_gone_append(const struct imap_xid_pending *row, string_t *dest)
+xid_gone_append(uint32_t uid, const struct imap_xid_pending *row,
+		string_t *dest)
 {
 	if (str_len(dest) > 0)
 		str_append_c(dest, ',');
-	str_printfa(dest, "0:%s-%"PRIu64, row->ns, row->number);
+	str_printfa(dest, "%u:%s-%"PRIu64, uid, row->ns, row->number);
 }
 
 int xid_mailbox_gone_guid(struct mailbox *box, const char *guid,
@@ -314,19 +315,19 @@ int xid_mailbox_gone_guid(struct mailbox *box, const char *guid,
 		return -1;
 	guid = xid_guid_registered(xbox, guid);
 	len = strlen(guid);
-	/* not in our view any more, or not yet */
+	/* not in our view any more, or not yet: it did not go for sure */
 	count = imap_xid_box_by_guid(xbox->core, guid, len, rows,
 				     N_ELEMENTS(rows));
 	for (i = 0; i < count; i++) {
 		if (!mail_index_lookup_seq(box->view, rows[i].uid, &seq))
-			xid_gone_append(&rows[i], dest);
+			xid_gone_append(XID_NO_UID, &rows[i], dest);
 	}
 	if (count >= 0) {
 		count = imap_xid_box_gone(xbox->core, guid, len, rows,
 					  N_ELEMENTS(rows));
 	}
 	for (i = 0; i < count; i++)
-		xid_gone_append(&rows[i], dest);
+		xid_gone_append(0, &rows[i], dest);
 	if (count < 0)
 		xid_mailbox_log_error(xbox, "registry cannot be used");
 	return count < 0 ? -1 : 0;

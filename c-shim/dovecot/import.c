@@ -7,6 +7,8 @@
 
 #define XID_LOCK_REASON "xid: namespaces of other nodes"
 #define XID_UNKNOWN_ORIGIN "-"
+/* XIDs that are looked at of expunged messages with one GUID */
+#define XID_GONE_ROWS 16
 
 ARRAY_DEFINE_TYPE(xid_saved_mail_p, struct xid_saved_mail *);
 
@@ -15,6 +17,8 @@ struct xid_import {
 	struct xid_mailbox *xbox;
 	/* messages whose XIDs are not known yet */
 	ARRAY_TYPE(xid_saved_mail_p) mails;
+	/* one of them was here before, as far as its number tells */
+	bool returns;
 };
 
 static void xid_import_find_mails(struct xid_import *im)
@@ -35,8 +39,7 @@ static void xid_import_find_mails(struct xid_import *im)
  * Which XID
  */
 
-static bool
-xid_is_same(const struct imap_xid *xid1, const struct imap_xid *xid2)
+bool xid_is_same(const struct imap_xid *xid1, const struct imap_xid *xid2)
 {
 	return xid1->number == xid2->number && xid1->ns_len == xid2->ns_len &&
 		memcmp(xid1->ns, xid2->ns, xid1->ns_len) == 0;
@@ -297,6 +300,73 @@ static int xid_import_find_xids(struct xid_import *im)
 }
 
 /*
+ * What was expunged here
+ */
+
+/* It may have been here: what is new has a higher number than all before. */
+static bool
+xid_import_may_be_old(struct xid_import *im, const struct imap_xid *xid)
+{
+	struct xid_header_info info;
+	uint32_t idx;
+
+	xid_header_read(im->xbox, NULL, &info);
+	idx = xid_header_find(&info, xid->ns, xid->ns_len);
+	return idx != XID_NO_NAMESPACE && xid->number <= info.entries[idx].high;
+}
+
+/* Of expunged messages with this GUID one had the XID. */
+static bool
+xid_import_is_gone(imap_xid_box *core, const char *guid,
+		   const struct imap_xid *xid)
+{
+	struct imap_xid_pending rows[XID_GONE_ROWS];
+	struct imap_xid gone;
+	int32_t i, count;
+
+	count = imap_xid_box_gone(core, guid, strlen(guid), rows,
+				  N_ELEMENTS(rows));
+	for (i = 0; i < count; i++) {
+		gone.ns = rows[i].ns;
+		gone.ns_len = strlen(rows[i].ns);
+		gone.number = rows[i].number;
+		if (xid_is_same(&gone, xid))
+			return TRUE;
+	}
+	return FALSE;
+}
+
+/* Replication that has no state of two nodes, and cannot tell up to which UID
+   they have the same, takes what one of them expunged for a message that it
+   lacks: it would come back under another UID. What a client puts there again,
+   on a node that does not know of the first time, has another XID. */
+static void
+xid_import_note_expunged(struct xid_import *im, struct xid_saved_mail *mail)
+{
+	imap_xid_box *core = xid_box_open(im->xbox);
+	const char *guid = xid_guid_registered(im->xbox, mail->guid);
+	uint32_t uid;
+
+	if (core != NULL &&
+	    imap_xid_box_expunged(core, guid, strlen(guid), &uid) > 0 &&
+	    xid_import_is_gone(core, guid, &mail->keep))
+		mail->expunged_uid = uid;
+}
+
+static void xid_import_find_returning(struct xid_import *im)
+{
+	struct xid_saved_mail *mail;
+
+	array_foreach_elem(&im->mails, mail) {
+		if (mail->keep.number == 0 ||
+		    !xid_import_may_be_old(im, &mail->keep))
+			continue;
+		im->returns = TRUE;
+		xid_import_note_expunged(im, mail);
+	}
+}
+
+/*
  * Room for it in the index
  */
 
@@ -416,6 +486,7 @@ static int xid_import_own_numbers(struct xid_import *im)
 int xid_import_prepare(struct mailbox_transaction_context *t)
 {
 	struct xid_import im;
+	imap_xid_box *core;
 
 	i_zero(&im);
 	im.t = t;
@@ -428,5 +499,9 @@ int xid_import_prepare(struct mailbox_transaction_context *t)
 	if (xid_import_find_xids(&im) < 0 ||
 	    xid_import_own_numbers(&im) < 0)
 		return -1;
+	xid_import_find_returning(&im);
+	core = xid_wait_attached(im.xbox->wait);
+	if (im.returns && core != NULL && xid_is_joining(core))
+		xid_maildir_forget_gone(t->box);
 	return xid_import_add_namespaces(&im);
 }

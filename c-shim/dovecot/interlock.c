@@ -19,13 +19,13 @@
 #define XID_MEANWHILE \
 	"Messages came while replication was at work, try again later"
 
+#define XID_UID_MAX_PROMISE ((uint32_t)1 << 31)
+
 #define XID_EXPUNGE_REASON "xid: expunging what was moved"
 #define XID_BARRIER_REASON "xid: a promise"
 
-/* What a UID must be above to be moved. In a table without a cluster nothing is
-   promised beyond what is shown. */
-static uint32_t
-xid_fixed_uid(struct xid_wait_mailbox *wbox, imap_xid_box *core)
+/* In a table without a cluster nothing is promised beyond what is shown. */
+uint32_t xid_fixed_uid(struct xid_wait_mailbox *wbox, imap_xid_box *core)
 {
 	uint32_t watermark = core == NULL ? wbox->last_watermark :
 		imap_xid_box_watermark(core);
@@ -35,6 +35,11 @@ xid_fixed_uid(struct xid_wait_mailbox *wbox, imap_xid_box *core)
 	/* not known: everything may be promised */
 	return core == NULL ? (uint32_t)-1 :
 		I_MAX(watermark, imap_xid_box_promised(core));
+}
+
+bool xid_is_joining(imap_xid_box *core)
+{
+	return imap_xid_box_promised(core) > XID_UID_MAX_PROMISE;
 }
 
 /* NULL = this may be. */
@@ -130,6 +135,8 @@ xid_last_new_uid(struct mailbox_transaction_context *t, imap_xid_box *core)
 	uint32_t next_uid = mail_index_get_header(t->box->view)->next_uid;
 	uint32_t last_uid = I_MAX(next_uid - 1, imap_xid_box_last_uid(core));
 
+	last_uid = I_MAX(last_uid,
+			 xid_mailbox_context(t->box)->wait->seen_last_uid);
 	return last_uid > (uint32_t)-2 - t->save_count ? (uint32_t)-2 :
 		last_uid + t->save_count;
 }
@@ -145,6 +152,23 @@ xid_has_room(struct mailbox_transaction_context *t, imap_xid_box *core)
 	return limit != 0 && xid_last_new_uid(t, core) <= limit;
 }
 
+static bool
+xid_needs_room(struct mailbox_transaction_context *t, imap_xid_box *core)
+{
+	struct xid_user *xuser = xid_mailbox_context(t->box)->xuser;
+
+	return core != NULL && xid_user_is_clustered(xuser) &&
+		!xid_user_replicates(xuser);
+}
+
+static void
+xid_room_set_error(struct mailbox_transaction_context *t, imap_xid_box *core)
+{
+	mail_storage_set_error(t->box->storage, MAIL_ERROR_UNAVAILABLE,
+			       imap_xid_box_limit(core) == 0 ?
+			       XID_NO_LIMIT : XID_NO_ROOM);
+}
+
 /* New messages wait for room, as commands wait for UIDs. A signal ends it. */
 static int xid_wait_for_room(struct mailbox_transaction_context *t)
 {
@@ -156,8 +180,7 @@ static int xid_wait_for_room(struct mailbox_transaction_context *t)
 	struct event *event;
 	int ret = 1;
 
-	if (core == NULL || !xid_user_is_clustered(wbox->xbox->xuser) ||
-	    xid_user_replicates(wbox->xbox->xuser) || xid_has_room(t, core))
+	if (!xid_needs_room(t, core) || xid_has_room(t, core))
 		return 0;
 	event = xid_wait_event_begin(box->event, mailbox_get_vname(box),
 				     xid_last_new_uid(t, core));
@@ -176,11 +199,8 @@ static int xid_wait_for_room(struct mailbox_transaction_context *t)
 	io_loop_time_refresh();
 	ret = xid_has_room(t, core) ? 0 : -1;
 	xid_wait_event_end(&event, "room", ret == 0 ? "open" : "timeout");
-	if (ret < 0) {
-		mail_storage_set_error(box->storage, MAIL_ERROR_UNAVAILABLE,
-				       imap_xid_box_limit(core) == 0 ?
-				       XID_NO_LIMIT : XID_NO_ROOM);
-	}
+	if (ret < 0)
+		xid_room_set_error(t, core);
 	return ret;
 }
 
@@ -295,6 +315,52 @@ int xid_interlock_begin_expunge(struct mailbox_transaction_context *t)
 	return ret;
 }
 
+/* While the look for room was not under the lock yet, a joining node may have
+   taken in messages of the others: what came then would have a UID among theirs, for
+   good, and the node could never take in the one that has it there. dbox looks
+   again when it knows the UIDs; a maildir's cannot be taken back so late. */
+static int xid_room_begin(struct mailbox_transaction_context *t)
+{
+	struct xid_wait_mailbox *wbox = xid_mailbox_context(t->box)->wait;
+	imap_xid_box *core = xid_wait_attached(wbox);
+	struct maildir_mailbox *mbox;
+	uint32_t next_uid;
+
+	if (!xid_needs_room(t, core) || !xid_storage_is_maildir(t->box))
+		return 0;
+	mbox = MAILDIR_MAILBOX(t->box);
+	if (xid_interlock_lock(t->box) < 0)
+		return -1;
+	next_uid = maildir_uidlist_get_next_uid(mbox->uidlist);
+	wbox->seen_last_uid = next_uid == 0 ? 0 : next_uid - 1;
+	wbox->room_locked = xid_has_room(t, core);
+	if (wbox->room_locked)
+		return 0;
+	xid_interlock_unlock(t->box);
+	return xid_wait_for_room(t) < 0 ? -1 : xid_room_begin(t);
+}
+
+/* The UIDs are there, under the lock, and can be taken back. */
+static int xid_room_recheck(struct mailbox_transaction_context *t)
+{
+	struct xid_wait_mailbox *wbox = xid_mailbox_context(t->box)->wait;
+	imap_xid_box *core = xid_wait_attached(wbox);
+	const struct seq_range *range;
+	uint32_t limit;
+
+	if (!xid_needs_room(t, core) || xid_storage_is_maildir(t->box) ||
+	    array_count(&t->changes->saved_uids) == 0)
+		return 0;
+	range = array_back(&t->changes->saved_uids);
+	limit = imap_xid_box_limit(core);
+	if (limit != 0 && range->seq2 <= limit)
+		return 0;
+	range = array_front(&t->changes->saved_uids);
+	wbox->seen_last_uid = range->seq1 - 1;
+	xid_room_set_error(t, core);
+	return -1;
+}
+
 int xid_interlock_begin(struct mailbox_transaction_context *t)
 {
 	struct xid_wait_mailbox *wbox = xid_mailbox_context(t->box)->wait;
@@ -302,7 +368,7 @@ int xid_interlock_begin(struct mailbox_transaction_context *t)
 	if (xid_wait_for_room(t) < 0)
 		return -1;
 	if (!t->box->storage->user->dsyncing)
-		return 0;
+		return xid_room_begin(t);
 	if (xid_interlock_lock(t->box) < 0)
 		return -1;
 	if (xid_interlock_check(t) < 0) {
@@ -322,9 +388,10 @@ void xid_interlock_end(struct mailbox *box)
 		wbox->expunge_locked = FALSE;
 		mail_index_unlock(box->index, XID_EXPUNGE_REASON);
 	}
-	if (!wbox->rechecks)
+	if (!wbox->rechecks && !wbox->room_locked)
 		return;
 	wbox->rechecks = FALSE;
+	wbox->room_locked = FALSE;
 	xid_interlock_unlock(box);
 }
 
@@ -333,7 +400,9 @@ int xid_interlock_recheck(struct mailbox_transaction_context *t)
 	struct xid_wait_mailbox *wbox = xid_mailbox_context(t->box)->wait;
 
 	/* a maildir has been locked all along */
-	if (wbox == NULL || !wbox->rechecks || xid_storage_is_maildir(t->box))
+	if (wbox == NULL)
 		return 0;
-	return xid_interlock_check(t);
+	if (!wbox->rechecks)
+		return xid_room_recheck(t);
+	return xid_storage_is_maildir(t->box) ? 0 : xid_interlock_check(t);
 }

@@ -4,6 +4,7 @@
 #include "xid-plugin.h"
 #include "xid-search.h"
 #include "wait.h"
+#include "cluster.h"
 #include "xid-doveadm.h"
 #include "ioloop.h"
 #include "module-dir.h"
@@ -297,6 +298,7 @@ static struct mail_storage_hooks xid_hooks = {
 	.mail_namespaces_created = xid_mail_namespaces_created,
 	.mailbox_allocated = xid_mailbox_allocated,
 	.mailbox_opened = xid_mailbox_opened,
+	.mail_allocated = xid_expunge_mail_allocated,
 };
 
 /*
@@ -367,5 +369,6 @@ void xid_shim_doveadm_init(struct module *module)
 
 void xid_shim_doveadm_deinit(void)
 {
+	xid_doveadm_deinit();
 	xid_common_deinit();
 }

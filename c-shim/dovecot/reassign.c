@@ -91,6 +91,17 @@ xid_reassign_uids(struct mailbox *box, const ARRAY_TYPE(uint32_t) *uids)
 	return ret;
 }
 
+int xid_reassign(struct mailbox *box, const ARRAY_TYPE(uint32_t) *uids)
+{
+	struct xid_mailbox *xbox = xid_mailbox_context(box);
+	int ret;
+
+	xbox->reassigning = TRUE;
+	ret = xid_reassign_uids(box, uids);
+	xbox->reassigning = FALSE;
+	return ret;
+}
+
 int xid_reassign_commit(struct mailbox_transaction_context *t,
 			struct mail_transaction_commit_changes *changes_r)
 {
@@ -101,14 +112,13 @@ int xid_reassign_commit(struct mailbox_transaction_context *t,
 
 	t_array_init(&uids, 16);
 	xid_reassigned_uids(t, &uids);
+	xid_expunge_ended(xbox->wait, t, FALSE);
 	xbox->module_ctx.super.transaction_rollback(t);
 
 	i_zero(changes_r);
 	changes_r->pool = pool_alloconly_create("xid reassigned", 128);
 	p_array_init(&changes_r->saved_uids, changes_r->pool, 1);
-	xbox->reassigning = TRUE;
-	ret = xid_reassign_uids(box, &uids);
-	xbox->reassigning = FALSE;
+	ret = xid_reassign(box, &uids);
 	if (ret < 0)
 		pool_unref(&changes_r->pool);
 	return ret;

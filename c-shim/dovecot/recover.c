@@ -32,8 +32,8 @@ struct xid_lost_mail {
 	const char *answer;
 	/* The XID with which it was moved when a process was killed */
 	const char *moved;
-	/* Half a copy of one that was; it goes. */
-	bool stray;
+	/* It is half a copy of this one; it goes. */
+	const struct xid_moving *stray;
 	/* number 0 = it needs a new one */
 	struct xid_record rec;
 };
@@ -331,9 +331,10 @@ static void xid_recover_find_moved(struct xid_recover *r)
 		return;
 	xid_moving_find_files(r->xbox, &moving);
 	array_foreach_modifiable(&r->mails, lost) T_BEGIN {
-		lost->stray =
-			xid_recover_find_moving(&moving, lost->guid) == NULL &&
-			xid_moving_is_stray(r->xbox, lost->uid, &moving);
+		if (xid_recover_find_moving(&moving, lost->guid) == NULL) {
+			lost->stray = xid_moving_find_stray(r->xbox, lost->uid,
+							    &moving);
+		}
 	} T_END;
 }
 
@@ -342,7 +343,8 @@ static void xid_recover_drop_strays(struct xid_recover *r)
 	struct xid_lost_mail *lost;
 
 	array_foreach_modifiable(&r->mails, lost) {
-		if (lost->seq == 0 || !lost->stray)
+		if (lost->seq == 0 || lost->stray == NULL ||
+		    !xid_moving_remove_stray(r->xbox, lost->uid, lost->stray))
 			continue;
 		mail_index_expunge(r->trans, lost->seq);
 		lost->seq = 0;
@@ -618,7 +620,7 @@ xid_recover_find_unknown(struct xid_recover *r, ARRAY_TYPE(const_string) *guids,
 	for (i = 0; i < array_count(&r->mails); i++) {
 		lost = array_idx(&r->mails, i);
 		if (lost->guid == NULL || *lost->guid == '\0' ||
-		    lost->moved != NULL || lost->stray)
+		    lost->moved != NULL || lost->stray != NULL)
 			continue;
 		ret = r->registry == NULL ? 0 :
 			xid_recover_take(r, lost, FALSE, &xid);

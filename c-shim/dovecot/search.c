@@ -338,7 +338,10 @@ xid_search_begin(struct mailbox_transaction_context *t,
 }
 
 /* What is gone is not found. The watermark may have passed the old UID of a
-   message that got another one: shown from the view, it would have two. */
+   message that got another one: shown from the view, it would have two.
+
+   What the arguments are found to be of a message is forgotten before the next
+   one is looked at: that would match, too. */
 static bool xid_search_next_update_seq(struct mail_search_context *ctx)
 {
 	struct mailbox_transaction_context *t = ctx->transaction;
@@ -348,6 +351,7 @@ static bool xid_search_next_update_seq(struct mail_search_context *ctx)
 	while (super->search_next_update_seq(ctx)) {
 		if (!stale || !mail_index_is_expunged(t->view, ctx->seq))
 			return TRUE;
+		mail_search_args_reset(ctx->args->args, FALSE);
 	}
 	return FALSE;
 }

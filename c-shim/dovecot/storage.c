@@ -157,9 +157,13 @@ void xid_saved_mail_move_xid(struct mailbox_transaction_context *t,
 }
 
 void xid_save_keeps_xid(struct mailbox_transaction_context *t,
-			const struct imap_xid *xid, const char *guid)
+			const struct imap_xid *xid, const char *guid,
+			ino_t inode)
 {
-	xid_saved_mail_set_xid(t, xid_saved_mail_last(t, guid), xid);
+	struct xid_saved_mail *mail = xid_saved_mail_last(t, guid);
+
+	mail->inode = inode;
+	xid_saved_mail_set_xid(t, mail, xid);
 }
 
 static int xid_saved_mail_seq_cmp(const uint32_t *seq,
@@ -778,7 +782,7 @@ static int xid_transaction_save_commit_pre(struct mail_save_context *ctx)
 	ret = xbox->module_ctx.super.transaction_save_commit_pre(ctx);
 	if (ret == 0 && xid_interlock_recheck(t) < 0) {
 		/* the storage has let go of nothing yet */
-		xbox->module_ctx.super.transaction_save_rollback(ctx);
+		xid_save_take_back(ctx, &xbox->module_ctx.super);
 		ret = -1;
 	}
 	if (ret == 0 && !xbox->disabled && t->itrans->first_new_seq != 0 &&
@@ -843,8 +847,14 @@ static void xid_sync_notify(struct mailbox *box, uint32_t uid,
 static int xid_rename_box(struct mailbox *src, struct mailbox *dest)
 {
 	struct xid_mailbox *xbox = xid_mailbox_context(src);
+	struct xid_rename_locks *locks = xid_rename_lock(src);
+	int ret;
 
-	if (xbox->module_ctx.super.rename_box(src, dest) < 0)
+	xbox->xuser->renaming = locks != NULL;
+	ret = xbox->module_ctx.super.rename_box(src, dest);
+	xbox->xuser->renaming = FALSE;
+	xid_rename_unlock(&locks);
+	if (ret < 0)
 		return -1;
 	if (!xbox->disabled)
 		xid_mailbox_renamed(dest);

@@ -9,6 +9,7 @@
 #include "xid-index.h"
 #include "ioloop.h"
 #include "mail-index-private.h"
+#include "mail-transaction-log-private.h"
 #include "mail-index-transaction-private.h"
 #include "mail-storage-settings.h"
 
@@ -23,20 +24,39 @@
 
 #define XID_STRAYS_LOCK_REASON "xid: files without a message"
 
-static uint32_t xid_index_next_uid(struct mail_index *index)
+/* Nobody has written to the index's log since this process read it: one look
+   where mail_index_refresh() takes two and some thousand instructions, for each
+   message that is saved. */
+static bool xid_index_is_current(struct mail_index *index)
 {
-	struct mail_index_view *view = mail_index_view_open(index);
-	uint32_t next_uid = mail_index_get_header(view)->next_uid;
+	const struct mail_transaction_log_file *head = index->log->head;
+	const struct mail_index_header *hdr = &index->map->hdr;
+	struct stat st;
 
-	mail_index_view_close(&view);
-	return next_uid;
+	return hdr->log_file_seq == head->hdr.file_seq &&
+		hdr->log_file_head_offset == head->sync_offset &&
+		stat(head->filepath, &st) == 0 &&
+		st.st_ino == head->st_ino &&
+		CMP_DEV_T(st.st_dev, head->st_dev) &&
+		(uoff_t)st.st_size == head->sync_offset;
+}
+
+static int xid_index_read(struct mail_index *index)
+{
+	return xid_index_is_current(index) ? 0 : mail_index_refresh(index);
+}
+
+/* As it was read last. */
+static uint32_t xid_index_next_uid(const struct mail_index *index)
+{
+	return index->map->hdr.next_uid;
 }
 
 static bool xid_sdbox_has_file(const char *dir, uint32_t uid)
 {
 	struct stat st;
 
-	return stat(t_strdup_printf("%s/"XID_SDBOX_PREFIX"%u", dir, uid),
+	return stat(t_strconcat(dir, "/"XID_SDBOX_PREFIX, dec2str(uid), NULL),
 		    &st) == 0;
 }
 
@@ -138,7 +158,7 @@ void xid_strays_clear(struct mailbox_transaction_context *t)
 	struct mail_index *index = t->box->index;
 	const char *dir = mailbox_get_path(t->box);
 
-	if (!xid_strays_matter(t) || mail_index_refresh(index) < 0 ||
+	if (!xid_strays_matter(t) || xid_index_read(index) < 0 ||
 	    !xid_strays_collide(t, dir))
 		return;
 	/* What goes wrong the storage finds out itself. */

@@ -4,6 +4,8 @@
    too; which UIDs its messages have there, the daemons settle as ever. */
 #include "cluster.h"
 #include "guid.h"
+#include "maildir-storage.h"
+#include "maildir-uidlist.h"
 
 static int xid_twins_fail(struct mailbox *box, struct mailbox *other)
 {
@@ -104,21 +106,52 @@ int xid_twins_meet(struct mailbox *box, const struct mailbox_update *update)
 	return ret;
 }
 
+static int xid_twins_refresh_uidlist(struct mailbox *box)
+{
+	struct maildir_mailbox *mbox;
+
+	if (!xid_storage_is_maildir(box))
+		return 0;
+	mbox = MAILDIR_MAILBOX(box);
+	return maildir_uidlist_refresh(mbox->uidlist) < 0 ? -1 : 0;
+}
+
+/* Which mailbox it is now, whatever this process read of it. */
+static int xid_twins_refresh_guid(struct mailbox *box, guid_128_t guid_r)
+{
+	struct mailbox_metadata metadata;
+
+	if (xid_twins_refresh_uidlist(box) < 0 || mailbox_sync(box, 0) < 0 ||
+	    mailbox_get_metadata(box, MAILBOX_METADATA_GUID, &metadata) < 0)
+		return -1;
+	memcpy(guid_r, metadata.guid, GUID_128_SIZE);
+	return 0;
+}
+
 int xid_twins_join(struct mailbox *box, struct mailbox_update *update)
 {
 	const struct xid_twin *twin = &xid_mailbox_context(box)->xuser->twin;
 	struct mail_user *user = box->storage->user;
+	guid_128_t guid;
+	int cmp;
 
-	if (guid_128_is_empty(update->mailbox_guid))
-		return 0;
+	if (xid_twins_refresh_guid(box, guid) < 0)
+		return -1;
+	cmp = memcmp(guid, update->mailbox_guid, sizeof(guid));
+	/* Another sync was faster. A mailbox never becomes one of a lower GUID:
+	   it would be one and the other by turns. */
 	if (twin->uid_validity == 0 ||
-	    !guid_128_equals(twin->guid, update->mailbox_guid)) {
+	    !guid_128_equals(twin->guid, update->mailbox_guid) ||
+	    cmp > 0) {
 		mail_storage_set_error(box->storage, MAIL_ERROR_TEMP,
 			"xid: it is another mailbox by now");
 		return -1;
 	}
 	update->uid_validity = twin->uid_validity;
-	e_warning(user->event, "xid: %s: %s: another node made a mailbox of the "
-		  "same name: they become one", user->username, box->vname);
+	if (cmp < 0) {
+		e_warning(user->event, "xid: %s: %s: another node made a "
+			  "mailbox of the same name: they become one",
+			  user->username, box->vname);
+	}
 	return 0;
 }

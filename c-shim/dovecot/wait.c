@@ -282,7 +282,7 @@ imap_xid_box *xid_wait_attach(struct xid_wait_mailbox *wbox)
 		xid_wait_fill(wbox);
 	if (ret >= 0 &&
 	    imap_xid_box_watermark(core) < xid_wait_last_uid(box))
-		xid_event_remind(wbox);
+		xid_event_remind_opened(wbox);
 	return ret < 0 ? NULL : core;
 }
 
@@ -640,9 +640,29 @@ void xid_wait_event_end(struct event **_event, const char *what,
 	event_unref(&event);
 }
 
+static void xid_wait_event_pending_free(struct xid_user *xuser)
+{
+	event_unref(&xuser->pending_event);
+	i_free(xuser->pending_mailbox);
+}
+
+/* Each save would make one, and there are saves by the thousand: it is kept for
+   as long as they go into the same mailbox. */
+static struct event *
+xid_wait_event_pending_get(struct xid_user *xuser, const char *mailbox)
+{
+	if (xuser->pending_event != NULL &&
+	    strcmp(xuser->pending_mailbox, mailbox) == 0)
+		return xuser->pending_event;
+	xid_wait_event_pending_free(xuser);
+	xuser->pending_mailbox = i_strdup(mailbox);
+	xuser->pending_event = xid_wait_event_begin(xuser->user->event,
+						    mailbox, 0);
+	return xuser->pending_event;
+}
+
 void xid_wait_event_pending(struct xid_wait_mailbox *wbox, uint32_t uid)
 {
-	struct mailbox *box = wbox->xbox->box;
 	imap_xid_box *core = xid_wait_attached(wbox);
 	uint32_t watermark, last_uid;
 	struct event *event;
@@ -651,14 +671,15 @@ void xid_wait_event_pending(struct xid_wait_mailbox *wbox, uint32_t uid)
 		return;
 	watermark = xid_wait_watermark(wbox);
 	last_uid = I_MAX(imap_xid_box_last_uid(core), uid);
-	if (uid <= watermark)
+	if (uid <= watermark || wbox->xbox->xuser->ending)
 		return;
-	event = xid_wait_event_begin(box->event, mailbox_get_vname(box), uid);
+	event = xid_wait_event_pending_get(wbox->xbox->xuser,
+					   mailbox_get_vname(wbox->xbox->box));
 	event_set_name(event, "xid_message_pending");
+	event_add_int(event, "uid", uid);
 	event_add_int(event, "pending", last_uid - watermark);
 	e_debug(event, "xid: UID %u is not stable yet, with %u others", uid,
 		last_uid - watermark - 1);
-	event_unref(&event);
 }
 
 /*
@@ -672,6 +693,7 @@ static void xid_wait_mailbox_close(struct mailbox *box)
 	xid_leak_close(wbox);
 	if (array_is_created(&wbox->moved_uids))
 		array_free(&wbox->moved_uids);
+	xid_expunge_close(wbox);
 	wbox->attached = NULL;
 	xid_wait_generation++;
 	xid_wait_inside++;
@@ -709,6 +731,9 @@ static void xid_wait_user_deinit(struct mail_user *user)
 	i_assert(xid_wait_users > 0);
 	xid_wait_users--;
 	xid_wait_roots_free_unused();
+	xid_events_flush();
+	xid_wait_event_pending_free(xuser);
+	xuser->ending = TRUE;
 	xuser->wait_deinit(user);
 }
 

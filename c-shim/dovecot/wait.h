@@ -79,9 +79,22 @@ struct xid_wait_mailbox {
 	   committed was looked at once, and is looked at again under the
 	   mailbox's lock */
 	bool rechecks;
+	/* interlock.c: the same for room in a maildir, which is locked until
+	   the commit is over */
+	bool room_locked;
+	/* interlock.c: the highest UID that was seen under the lock; neither
+	   the view nor the table may know of it */
+	uint32_t seen_last_uid;
 	/* interlock.c: dsync copied these UIDs to others, and is to expunge
 	   them in its next transaction; not created = none */
 	ARRAY(uint32_t) moved_uids;
+	/* expunge.c: what is not stable, and replication would expunge; not
+	   created = none. NULL = the transaction was committed. */
+	ARRAY_TYPE(seq_range) doubted_uids;
+	const struct mailbox_transaction_context *doubted_of;
+	/* expunge.c: what was expunged here while it was stable, and
+	   replication brings back; not created = none */
+	ARRAY(struct imap_xid) returned;
 	/* between.c: the next UID when replication looked at the mailbox (0 =
 	   it does not save here), and the UIDs from there on that are its
 	   own doing, or that it wanted */
@@ -91,6 +104,12 @@ struct xid_wait_mailbox {
 	   in milliseconds; 0 = never */
 	int64_t reminded_at;
 	bool expunges_held:1;
+	/* expunge.c: it is decided that these go */
+	bool expunging:1;
+	/* expunge.c: what came back goes again, whatever became of the sync */
+	bool returning:1;
+	/* expunge.c: some neither went nor got other UIDs */
+	bool doubts_left:1;
 	/* interlock.c: holds the index's lock during the commit */
 	bool expunge_locked:1;
 	/* delivery.c: the POP3 session had its one chance to wait */

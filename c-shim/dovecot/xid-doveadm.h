@@ -9,7 +9,8 @@
      doveadm-table.c   expose, promise, release, gate
      doveadm-ask.c     xids, settled, pending
      doveadm-move.c    raise, drop, stage, unstage, dropstaged, adopt
-     doveadm-stage.c   the stage mailbox */
+     doveadm-stage.c   the stage mailbox
+     doveadm-sync.c    doveadm's own sync, where the other node is lost */
 
 #include "xid-plugin.h"
 #include "xid-index.h"
@@ -34,6 +35,8 @@ struct xid_doveadm {
 	struct mailbox *box;
 	struct xid_mailbox *xbox;
 	const char *const *args;
+	/* It has the name that was asked for, but another GUID. */
+	bool twin;
 
 	/* What to tell of the mailbox: messages above this UID, and at most so
 	   many of them. */
@@ -87,6 +90,10 @@ int xid_stage_open(struct xid_doveadm *cmd, bool create,
 		   struct mailbox **stage_r);
 /* It is empty: nobody needs to look into it. */
 void xid_stage_emptied(struct xid_doveadm *cmd, struct mailbox *stage);
+/* All messages in it that have this GUID, as the index has them: of two with one
+   XID the registry knows only one. */
+void xid_stage_find_guid(struct mailbox *stage, const char *guid,
+			 ARRAY_TYPE(xid_found_mail) *found);
 /* Append the GUIDs of what is in it, as members of a JSON array. */
 int xid_stage_append(struct xid_doveadm *cmd, string_t *json);
 
@@ -119,5 +126,13 @@ int xid_doveadm_pending(struct xid_doveadm *cmd);
  */
 
 void xid_doveadm_init(void);
+void xid_doveadm_deinit(void);
+
+/*
+ * doveadm.c: with its commands
+ */
+
+void xid_doveadm_sync_init(void);
+void xid_doveadm_sync_deinit(void);
 
 #endif

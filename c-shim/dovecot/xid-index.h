@@ -68,8 +68,12 @@ struct xid_saved_mail {
 	uint32_t moved_uid;
 	/* Replication wants it to have this UID; 0 = any. */
 	uint32_t wanted_uid;
+	/* It was stable here under this UID, and was expunged. 0 = not so. */
+	uint32_t expunged_uid;
 	/* NULL = not known here */
 	const char *guid;
+	/* The file of which it is a copy; 0 = not known, or no matter */
+	ino_t inode;
 	/* The XID that it keeps; number 0 = it gets a new one. */
 	struct imap_xid keep;
 	/* The XID of the message of this mailbox that replication copied to
@@ -112,13 +116,19 @@ int xid_numbers_skip(struct xid_mailbox *xbox,
 		     const struct imap_xid_entry *mails, unsigned int count);
 
 /* storage.c: the message that was put last into the transaction, and has this
-   GUID, keeps this XID. Its namespace must be known to the index. */
+   GUID, keeps this XID. Its namespace must be known to the index. The inode is
+   that of xid_moving_inode() for the message that it is a copy of. */
 void xid_save_keeps_xid(struct mailbox_transaction_context *t,
-			const struct imap_xid *xid, const char *guid);
+			const struct imap_xid *xid, const char *guid,
+			ino_t inode);
 
 /* strays.c: before a commit gives files their names: what a killed process left
    under one of these is put aside. */
 void xid_strays_clear(struct mailbox_transaction_context *t);
+
+/* takeback.c: the storage was about to commit these messages; it does not. */
+void xid_save_take_back(struct mail_save_context *ctx,
+			const struct mailbox_vfuncs *super);
 
 /*
  * moving.c
@@ -131,8 +141,13 @@ void xid_moving_end(struct mailbox *box, bool success);
 /* What a process that was killed meanwhile has left. */
 struct xid_moving {
 	const char *guid, *xid;
-	/* in a maildir, once xid_moving_find_files() found it; else 0 */
+	/* in a maildir, where it was noted, or xid_moving_find_files() found
+	   it; else 0 */
 	ino_t inode;
+	/* It was not a copy of another file, but came from another node:
+	   octets, seconds. 0 = not so. */
+	uoff_t size;
+	time_t mtime;
 	bool taken;
 };
 ARRAY_DEFINE_TYPE(xid_moving, struct xid_moving);
@@ -140,10 +155,27 @@ void xid_moving_read(struct xid_mailbox *xbox, pool_t pool,
 		     ARRAY_TYPE(xid_moving) *moving);
 void xid_moving_find_files(struct xid_mailbox *xbox,
 			   ARRAY_TYPE(xid_moving) *moving);
-/* This message, which has no XID, is a copy of one of them that was not
-   finished. */
-bool xid_moving_is_stray(struct xid_mailbox *xbox, uint32_t uid,
-			 const ARRAY_TYPE(xid_moving) *moving);
+/* The one that this message, which has no XID, is an unfinished copy of; NULL =
+   of none. */
+const struct xid_moving *
+xid_moving_find_stray(struct xid_mailbox *xbox, uint32_t uid,
+		      const ARRAY_TYPE(xid_moving) *moving);
+/* Its file goes. FALSE = it was not found, or cannot be removed. */
+bool xid_moving_remove_stray(struct xid_mailbox *xbox, uint32_t uid,
+			     const struct xid_moving *mail);
+/* What tells such a copy of this message; 0 = nothing does. */
+ino_t xid_moving_inode(struct mailbox *box, uint32_t uid);
+
+/*
+ * uidlist.c
+ */
+
+/* A maildir's list of UIDs has no lines any more of messages that went. After a
+   sync that saw that they did. */
+void xid_maildir_forget_gone(struct mailbox *box);
+/* Before a commit: no message that it saves gets the name of one that went, and
+   that the list still has. */
+void xid_maildir_free_names(struct mailbox_transaction_context *t);
 
 /*
  * recover.c, register.c
@@ -187,8 +219,13 @@ int xid_mailbox_find_guid(struct mailbox *box, const char *guid,
    Also TRUE where that cannot be found out (logged). */
 bool xid_mailbox_had_guid(struct mailbox *box, const char *guid);
 
+/* The UID in an answer of what is there, or comes just now, and whose UID says
+   nothing: it is in the stage, or in another mailbox of the same name. */
+#define XID_NO_UID ((uint32_t)-1)
+
 /* find.c: append "0:XID" of those that had this GUID and are gone, as far as that
-   is remembered. After xid_mailbox_find_guid(); returns as that. */
+   is remembered, and "XID_NO_UID:XID" of those that the view lacks. After
+   xid_mailbox_find_guid(); returns as that. */
 int xid_mailbox_gone_guid(struct mailbox *box, const char *guid,
 			  string_t *dest);
 

@@ -111,6 +111,14 @@ struct xid_user {
 	/* twins.c: what replication would have made last, where there was
 	   another mailbox of that name; uid_validity 0 = none */
 	struct xid_twin twin;
+	/* wait.c: what tells of UIDs that wait, and in which mailbox; NULL =
+	   nothing yet */
+	struct event *pending_event;
+	char *pending_mailbox;
+	/* events.c: in which mailbox UIDs were found to wait last, and when
+	   (milliseconds) */
+	guid_128_t reminded_of;
+	int64_t reminded_at;
 	/* A mailbox without an index on disk was seen, and logged. */
 	bool memory_logged:1;
 	/* Acts for the cluster daemon (doveadm xid): commits pass the gate and
@@ -118,10 +126,14 @@ struct xid_user {
 	bool acts_for_cluster:1;
 	/* Answers another node's question which XIDs messages have. */
 	bool asks_nobody:1;
-	/* tree.c: INBOX is made or opened under its lock; it was opened, so it
-	   is there. */
-	bool inbox_locked:1;
+	/* tree.c: a mailbox is made, or INBOX is opened, under the lock for
+	   that; INBOX was opened, so it is there. */
+	bool making_locked:1;
 	bool inbox_opened:1;
+	/* storage.c: a mailbox is renamed; this process holds the locks in it */
+	bool renaming:1;
+	/* The user goes away: nothing is kept to be told later. */
+	bool ending:1;
 };
 
 struct xid_mailbox {
@@ -145,6 +157,8 @@ struct xid_mailbox {
 	uint32_t core_uid_validity;
 	/* the mailbox's GUID, of core */
 	guid_128_t guid;
+	/* tree.c: the GUID that replication was told first; empty = none */
+	guid_128_t told_guid;
 	/* When xid_mailbox_repair() last failed. */
 	time_t repair_failed_at;
 	/* When the cluster daemon last could not say which XIDs messages
