@@ -26,8 +26,12 @@ use super::host::Place;
 use crate::cluster::Uid;
 use crate::etcd::Mailbox;
 
-/// Time limit of one sync. A first sync of a large mailbox takes its time.
+/// Time limit of a sync that looks at everything: of a large mailbox it takes its time.
 const LIMIT: Duration = Duration::from_secs(900);
+/// The same of one that carries what is new. Replication waits without a limit for the other side's
+/// first answer, which a network that was cut for a moment may have lost. One that is at work still
+/// goes on to its end; the next one waits for its lock.
+const PUSH_LIMIT: Duration = Duration::from_secs(180);
 /// Replication gives up when the other side is silent for so many seconds.
 const SILENCE_SECONDS: &str = "20";
 /// Most replication states kept; without one a sync looks at the whole mailbox.
@@ -61,6 +65,14 @@ pub enum What {
 }
 
 impl What {
+    /// How long it may take.
+    fn limit(&self, force: bool) -> Duration {
+        match self {
+            What::Mailbox(_) if !force => PUSH_LIMIT,
+            _ => LIMIT,
+        }
+    }
+
     fn user(&self) -> &str {
         match self {
             What::Mailbox(place) => &place.mailbox.user,
@@ -105,24 +117,25 @@ pub struct Link {
 
 /// Dovecot's replication, run by its administration service.
 pub struct Dsync {
-    local: Arc<Pool>,
+    local: RwLock<Arc<Pool>>,
     links: RwLock<HashMap<String, Arc<Link>>>,
     states: Mutex<States>,
 }
 
 impl Dsync {
-    /// Through this node's service, or the leading peer's.
+    /// Through this node's service, or that of the leading peer, by name.
     #[must_use]
-    pub fn new(local: Arc<Pool>) -> Dsync {
+    pub fn new(local: Arc<Pool>, links: HashMap<String, Arc<Link>>) -> Dsync {
         Dsync {
-            local,
-            links: RwLock::default(),
+            local: RwLock::new(local),
+            links: RwLock::new(links),
             states: Mutex::default(),
         }
     }
 
-    /// The peers, by name, from now on.
-    pub fn link(&self, links: HashMap<String, Arc<Link>>) {
+    /// The same through others, from the next sync on.
+    pub fn reach(&self, local: Arc<Pool>, links: HashMap<String, Arc<Link>>) {
+        *self.local.write() = local;
         *self.links.write() = links;
     }
 
@@ -136,7 +149,7 @@ impl Dsync {
             ))
         })?;
         if job.lead {
-            return Ok((self.local.clone(), link.there.clone()));
+            return Ok((self.local.read().clone(), link.there.clone()));
         }
         let here = match &link.here {
             Some(here) => here.clone(),
@@ -171,7 +184,10 @@ impl Carrier for Dsync {
         let state = self.states.lock().take(job).unwrap_or_default();
         let words = command(job, &state, &other);
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        match pool.run(job.what.user(), &words, LIMIT).await {
+        match pool
+            .run(job.what.user(), &words, job.what.limit(job.force))
+            .await
+        {
             Ok(state) => {
                 self.states.lock().put(job, state);
                 Ok(())

@@ -11,6 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::pulse::BEATS;
 use crate::table::LEAST_WINDOW;
 use crate::xid::{check_namespace, namespace_from_host};
 use section::{Section, whole_seconds};
@@ -256,6 +257,14 @@ impl Config {
             .collect()
     }
 
+    /// What a running daemon uses when it next connects to etcd: keys whose values differ in `other`.
+    #[must_use]
+    pub fn late_keys_that_differ(&self, other: &Config) -> Vec<&'static str> {
+        let lease = (self.lease != other.lease).then_some("lease");
+        let etcd = (self.etcd != other.etcd).then_some("etcd");
+        lease.into_iter().chain(etcd).collect()
+    }
+
     /// This configuration with what cannot change in a running daemon taken from `running`.
     #[must_use]
     pub fn keeping_fixed_keys_of(self, running: &Config) -> Config {
@@ -280,6 +289,8 @@ impl Config {
             endpoints: self.etcd.endpoints.clone(),
             cluster: self.cluster.clone(),
             timeout: self.etcd.timeout,
+            // etcd answers at least at each beat.
+            silence: self.etcd.timeout.max(self.lease / BEATS),
             tls: self.etcd.tls()?,
         })
     }

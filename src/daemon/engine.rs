@@ -197,8 +197,9 @@ impl<S: Site> Shared<S> {
     }
 }
 
-/// Runs until `stop` becomes true, or `events` end. A changed `config` takes effect at once,
-/// except for the node's identity, which needs a restart.
+/// Runs until `stop` becomes true, or `events` end. A changed `config` takes effect at once;
+/// lease and etcd do when the next membership begins, and what
+/// [`Config::fixed_keys_that_differ`] names never does.
 ///
 /// # Errors
 /// When the node cannot be a member of the cluster as configured. An etcd that is not reachable
@@ -307,9 +308,10 @@ impl<S: Site> Engine<S> {
 
     fn configure(&self, config: &Config) {
         if let Err(error) = self.shared.site.configure(config) {
-            tracing::error!(%error, "the peers stay as they were");
+            tracing::error!(%error, "everything that is reached stays as it was");
             return;
         }
+        let _ = self.orders.send(Order::Retry);
         self.shared.wake_all();
     }
 

@@ -201,8 +201,8 @@ pub trait Host: Send + Sync + 'static {
 /// What a node knows of messages by GUID.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Named {
-    /// UID and XID, `uid:xid`, of each message with that GUID, separated by commas. UID 0: it has
-    /// none now, but it was in the mailbox, or is in its stage.
+    /// UID and XID, `uid:xid`, of each message with that GUID, separated by commas. UID 0: it was
+    /// there and went; the highest there is: it is there, in the stage perhaps, and its UID says nothing.
     pub xids: BTreeMap<Text, Text>,
     /// These are there and have no XID yet.
     #[serde(default)]

@@ -20,7 +20,7 @@ use super::host::{self, Host, Look, Op, Place};
 use super::member::Session;
 use super::site::Site;
 use crate::cluster::{
-    At, Config, Entry, Incarnation, Kind, Local, Node, Put, Replica, Rev, Rules, Snapshot, Source,
+    ALL_PROMISED, At, Config, Entry, Kind, Local, Node, Put, Replica, Rev, Rules, Snapshot, Source,
     Stable, Step, Tail, Txn, Uid, View,
 };
 use crate::etcd::{self, Mailbox, Text};
@@ -230,6 +230,7 @@ impl<S: Site> Task<S> {
         self.set_busy(true);
         loop {
             self.read_inbox();
+            self.note_ended();
             let pace = match self.round().await {
                 Ok(pace) => pace,
                 Err(error) => {
@@ -464,7 +465,7 @@ impl<S: Site> Task<S> {
         }
     }
 
-    /// Asks the source which of the staged messages were made stable.
+    /// Asks which of the staged messages were made stable.
     async fn ask_settled(
         &mut self,
         session: &Session,
@@ -483,7 +484,7 @@ impl<S: Site> Task<S> {
             return Ok(());
         }
         let mut settled = BTreeSet::new();
-        for node in self.witnesses(source.node, &stable.value, etcd) {
+        for node in etcd.witnesses(source.node) {
             let (name, host) = self.peer(session, node)?;
             match host.settled(&self.place, stable.value.uid, &unknown).await {
                 Ok(known) => settled.extend(known),
@@ -496,19 +497,6 @@ impl<S: Site> Task<S> {
             .map(|guid| (settled.contains(&guid), guid));
         self.settled.extend(answers.map(|(is, guid)| (guid, is)));
         Ok(())
-    }
-
-    /// Who may know what became of a message: the source, and the other holders that are alive. The
-    /// source does not know what was expunged before it joined itself.
-    fn witnesses(
-        &self,
-        source: Node,
-        stable: &Stable,
-        etcd: &Snapshot<Text, Text>,
-    ) -> BTreeSet<Node> {
-        let alive = |(node, disk): &(&Node, &Incarnation)| etcd.alive.get(node) == Some(*disk);
-        let holders = stable.holders.iter().filter(alive).map(|(node, _)| *node);
-        holders.chain([source]).collect()
     }
 
     fn peer(&self, session: &Session, node: Node) -> Result<(String, Arc<S::Host>), Error> {
@@ -684,6 +672,7 @@ impl<S: Site> Task<S> {
             force,
             stable: self.above,
         };
+        tracing::debug!(mailbox = self.place.guid(), ?job, alone, "sync begins");
         self.alone |= alone;
         let shared = self.shared.clone();
         self.running.retain(|(_, sync)| !sync.is_finished());
@@ -709,6 +698,14 @@ impl<S: Site> Task<S> {
         }
     }
 
+    /// Takes note of the syncs that ended meanwhile. Where somebody writes without a pause there is
+    /// always something to do, and no time to wait for them.
+    fn note_ended(&mut self) {
+        while let Some(ended) = self.syncs.try_join_next() {
+            self.synced(ended.ok());
+        }
+    }
+
     /// Takes note of a sync that ended.
     fn synced(&mut self, ended: Option<Synced>) {
         self.fresh = None;
@@ -718,18 +715,24 @@ impl<S: Site> Task<S> {
             // It was given up, or it panicked; which one it was is not known.
             metrics.sync_failures.inc();
             self.alone = false;
+            self.source = None;
             self.pushes.clear();
             return;
         };
         metrics.sync_seconds.observe(ended.took.as_secs_f64());
         if ended.alone {
             self.alone = false;
+            // It may have carried an expunge of ours to the source.
+            self.source = None;
         }
         if let Some(push) = self.pushes.get_mut(&ended.peer) {
             push.ended = Some(Instant::now());
         }
         match ended.result {
-            Ok(()) => {}
+            Ok(()) => {
+                tracing::debug!(mailbox = self.place.guid(), peer = ended.peer.0,
+                    alone = ended.alone, took = ?ended.took, "sync ended");
+            }
             Err(error) => {
                 metrics.sync_failures.inc();
                 if matches!(error, carrier::Error::Interlock(_)) {
@@ -797,6 +800,11 @@ impl<S: Site> Task<S> {
         };
         let look = self.act(&op).await?;
         self.fresh = Some(Fresh::new(self.above, look));
+        if matches!(op, Op::Promise { end } if end != ALL_PROMISED) {
+            // Who joins next does so by what the source has now: a message that it lost meanwhile
+            // must not be here.
+            self.source = None;
+        }
         Ok(Pace::Again)
     }
 
@@ -895,7 +903,8 @@ impl<S: Site> Task<S> {
         Ok(Pace::Again)
     }
 
-    /// Syncs to settle a conflict, or to take a prefix. (A push is under way already.)
+    /// Syncs to settle a conflict, or to take a prefix, which has to wait where it changed nothing
+    /// when it was done last. (A push is under way already.)
     async fn sync(
         &mut self,
         session: &Arc<Session>,
@@ -906,6 +915,9 @@ impl<S: Site> Task<S> {
     ) -> Result<Pace, Error> {
         if !joining && !is_loose(view, session.me.node) {
             return Ok(Pace::After(LOOK_AGAIN));
+        }
+        if joining && let Some(rest) = self.rests(peer, view) {
+            return Ok(Pace::After(rest));
         }
         if joining && let Some(stable) = &view.etcd.stable {
             let bound = stable.value.bound(session.window);

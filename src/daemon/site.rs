@@ -25,13 +25,13 @@ pub trait Site: Send + Sync + 'static {
     /// The replication.
     type Carrier: Carrier;
 
-    /// Takes over which peers there are.
+    /// Takes over where this node's service and the peers' are, and their password.
     ///
     /// # Errors
     /// When a file that the configuration names cannot be used.
     fn configure(&self, config: &Config) -> Result<(), config::Error>;
     /// This node's own.
-    fn local(&self) -> &Self::Host;
+    fn local(&self) -> Arc<Self::Host>;
     /// That of the peer with this name.
     fn peer(&self, name: &str) -> Option<Arc<Self::Host>>;
     /// The replication.
@@ -40,7 +40,7 @@ pub trait Site: Send + Sync + 'static {
 
 /// Dovecot here and there, and dsync between.
 pub struct DovecotSite {
-    local: Dovecot,
+    local: RwLock<Arc<Dovecot>>,
     carrier: Dsync,
     peers: RwLock<HashMap<String, Arc<Dovecot>>>,
 }
@@ -51,18 +51,46 @@ impl DovecotSite {
     /// # Errors
     /// When a file that the configuration names cannot be used.
     pub fn new(config: &Config) -> Result<DovecotSite, config::Error> {
+        let reach = Reach::of(config)?;
+        Ok(DovecotSite {
+            local: RwLock::new(reach.local),
+            carrier: Dsync::new(reach.syncs, reach.links),
+            peers: RwLock::new(reach.peers),
+        })
+    }
+}
+
+/// Services, each with connections of its own.
+struct Reach {
+    local: Arc<Dovecot>,
+    syncs: Arc<Pool>,
+    links: HashMap<String, Arc<Link>>,
+    peers: HashMap<String, Arc<Dovecot>>,
+}
+
+impl Reach {
+    fn of(config: &Config) -> Result<Reach, config::Error> {
         let password = config.doveadm.password()?;
-        let pool = |size| {
-            let target = Target::Unix(config.doveadm.socket.clone());
-            Arc::new(Pool::new(target, password.clone(), size))
+        let pool = |target, size| Arc::new(Pool::new(target, password.clone(), size));
+        let ours = || Target::Unix(config.doveadm.socket.clone());
+        let mut reach = Reach {
+            local: Arc::new(Dovecot::new(pool(ours(), LOCAL))),
+            syncs: pool(ours(), SYNCS),
+            links: HashMap::new(),
+            peers: HashMap::new(),
         };
-        let site = DovecotSite {
-            local: Dovecot::new(pool(LOCAL)),
-            carrier: Dsync::new(pool(SYNCS)),
-            peers: RwLock::default(),
-        };
-        site.configure(config)?;
-        Ok(site)
+        for peer in &config.peers {
+            let theirs = || pool(Target::Tcp(peer.doveadm.clone()), REMOTE);
+            let link = Link {
+                pool: theirs(),
+                there: peer.doveadm.clone(),
+                here: None,
+            };
+            reach.links.insert(peer.name.clone(), Arc::new(link));
+            let host = Arc::new(Dovecot::new(theirs()));
+            reach.peers.insert(peer.name.clone(), host);
+        }
+        Ok(reach)
     }
 }
 
@@ -71,28 +99,16 @@ impl Site for DovecotSite {
     type Carrier = Dsync;
 
     fn configure(&self, config: &Config) -> Result<(), config::Error> {
-        let password = config.doveadm.password()?;
-        let (mut links, mut peers) = (HashMap::new(), HashMap::new());
-        for peer in &config.peers {
-            let pool = || {
-                let target = Target::Tcp(peer.doveadm.clone());
-                Arc::new(Pool::new(target, password.clone(), REMOTE))
-            };
-            let link = Link {
-                pool: pool(),
-                there: peer.doveadm.clone(),
-                here: None,
-            };
-            links.insert(peer.name.clone(), Arc::new(link));
-            peers.insert(peer.name.clone(), Arc::new(Dovecot::new(pool())));
-        }
-        self.carrier.link(links);
-        *self.peers.write() = peers;
+        let reach = Reach::of(config)?;
+        // What is under way ends on the connection that it has.
+        self.carrier.reach(reach.syncs, reach.links);
+        *self.local.write() = reach.local;
+        *self.peers.write() = reach.peers;
         Ok(())
     }
 
-    fn local(&self) -> &Dovecot {
-        &self.local
+    fn local(&self) -> Arc<Dovecot> {
+        self.local.read().clone()
     }
 
     fn peer(&self, name: &str) -> Option<Arc<Dovecot>> {

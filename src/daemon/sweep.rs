@@ -47,6 +47,8 @@ pub enum Order {
     Owed(String, Node),
     /// A node has a disk that was not seen before: it lacks the mailboxes of all users.
     Stranger(Node),
+    /// What failed may not fail now.
+    Retry,
     /// The daemon was away, or heard nothing: look at everything.
     Everything,
 }
@@ -157,6 +159,10 @@ impl<S: Site> Sweeper<S> {
                 for user in self.users.names.clone() {
                     self.order(user, node, Extent::Tree);
                 }
+            }
+            Order::Retry => {
+                let now = Instant::now();
+                self.due.values_mut().for_each(|due| due.at = now);
             }
             Order::Everything => {}
         }

@@ -18,7 +18,7 @@ use super::host::{self, Host, Named, Place};
 use super::member::Session;
 use super::site::Site;
 use super::{Asking, XidsAnswer};
-use crate::cluster::Node;
+use crate::cluster::{Node, Snapshot};
 use crate::etcd::Text;
 
 /// Time limit of an answer: the plug-in holds up a delivery, and waits five seconds.
@@ -66,7 +66,7 @@ async fn find<S: Site>(
     asking: Asking,
 ) -> XidsAnswer {
     let session = shared.session().ok_or("this node is not in the cluster")?;
-    let mut known = of_tails(&session, place).await?;
+    let mut known = of_tails(&session, place, guids, asking).await?;
     let wanted = guids.iter();
     let wanted = wanted.filter(|guid| asking != Asking::Quickly || !known.has(guid));
     let wanted: Vec<Text> = wanted.cloned().collect();
@@ -100,19 +100,37 @@ impl Known {
     fn text(&self, guid: &str) -> Option<Text> {
         self.has(guid).then(|| self.0[guid].join(","))
     }
+
+    /// What the tails say.
+    fn of(snapshot: Snapshot<Text, Text>) -> Known {
+        let mut known = Known::default();
+        let tails = snapshot.tails.into_values();
+        for entry in tails.flat_map(|tail| tail.value.entries) {
+            known.add(&entry.guid, &format!("{}:{}", entry.uid, entry.xid));
+        }
+        known
+    }
 }
 
-/// The XIDs that travelled with the tails.
-async fn of_tails(session: &Session, place: &Place) -> Result<Known, String> {
+/// The XIDs that travelled with the tails. Where what is published is enough, what the nearest
+/// member of etcd knows is: replication commits its messages one by one where it does not lead, and
+/// each would wait until all members agreed, twice the way to them and back.
+async fn of_tails(
+    session: &Session,
+    place: &Place,
+    guids: &[Text],
+    asking: Asking,
+) -> Result<Known, String> {
     let mut store = session.store.clone();
-    let snapshot = store.snapshot(&place.mailbox).await;
-    let snapshot = snapshot.map_err(|e| e.to_string())?;
-    let mut known = Known::default();
-    let tails = snapshot.tails.into_values();
-    for entry in tails.flat_map(|tail| tail.value.entries) {
-        known.add(&entry.guid, &format!("{}:{}", entry.uid, entry.xid));
+    if asking == Asking::Quickly {
+        let near = store.snapshot_at(&place.mailbox).await;
+        let known = Known::of(near.map_err(|e| e.to_string())?.value);
+        if guids.iter().all(|guid| known.has(guid)) {
+            return Ok(known);
+        }
     }
-    Ok(known)
+    let now = store.snapshot(&place.mailbox).await;
+    Ok(Known::of(now.map_err(|e| e.to_string())?))
 }
 
 /// A node that may know a message.

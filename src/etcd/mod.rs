@@ -111,6 +111,10 @@ pub struct Settings {
     pub cluster: String,
     /// Time limit of one request.
     pub timeout: Duration,
+    /// A connection on which nothing came for so long is tested. Where that is less than 5 s, as
+    /// long as etcd answers more often than that: of several tests within 5 s between two answers
+    /// it takes offence, and closes the connection.
+    pub silence: Duration,
     /// Certificates; `None`: plain connections.
     pub tls: Option<etcd_client::TlsOptions>,
 }
@@ -143,7 +147,7 @@ impl Store {
             .with_timeout(settings.timeout)
             .with_connect_timeout(settings.timeout)
             // A connection that a partition cut says nothing by itself.
-            .with_keep_alive(settings.timeout, settings.timeout)
+            .with_keep_alive(settings.silence, settings.timeout)
             .with_keep_alive_while_idle(true)
             .with_require_leader(true);
         if let Some(tls) = &settings.tls {

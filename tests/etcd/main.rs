@@ -24,6 +24,7 @@ fn with_store<F: Future<Output = Result<(), Error>>>(test: impl FnOnce(Vec<Strin
         endpoints: etcd.endpoints(),
         cluster: "test".into(),
         timeout: Duration::from_secs(30),
+        silence: Duration::from_secs(30),
         tls: None,
     };
     let work = async { test(etcd.endpoints(), Store::connect(&settings).await?).await };

@@ -25,6 +25,7 @@ async fn furnish(etcd: &Etcd) {
         endpoints: etcd.endpoints(),
         cluster: "mail".into(),
         timeout: Duration::from_secs(30),
+        silence: Duration::from_secs(30),
         tls: None,
     };
     let mut store = Store::connect(&settings).await.expect("etcd");

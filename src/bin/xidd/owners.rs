@@ -1,10 +1,14 @@
 //! Who owns a user's mail, as Dovecot says.
 
 use std::ffi::CString;
+use std::sync::Arc;
 use std::time::Duration;
 
+use imap_xid::daemon::Config;
 use imap_xid::daemon::doveadm::{Pool, Target};
 use imap_xid::daemon::socket::{Owners, UidAnswer};
+use parking_lot::Mutex;
+use tokio::sync::watch;
 
 /// Connections for these questions; each is a process of Dovecot's.
 const CONNECTIONS: usize = 4;
@@ -15,16 +19,32 @@ const ENTRY_BYTES: usize = 64 * 1024;
 
 /// Asks `doveadm user`.
 pub struct Doveadm {
-    pool: Pool,
+    config: watch::Receiver<Arc<Config>>,
+    pool: Mutex<Arc<Pool>>,
 }
 
 impl Doveadm {
-    /// Through the service at this socket.
-    pub fn new(socket: std::path::PathBuf) -> Doveadm {
-        Doveadm {
-            pool: Pool::new(Target::Unix(socket), None, CONNECTIONS),
-        }
+    /// Through this node's service, where the configuration in force says that it is.
+    pub fn new(config: watch::Receiver<Arc<Config>>) -> Doveadm {
+        let pool = Mutex::new(pool(target(&config)));
+        Doveadm { config, pool }
     }
+
+    fn pool(&self) -> Arc<Pool> {
+        let (now, mut kept) = (target(&self.config), self.pool.lock());
+        if *kept.target() != now {
+            *kept = pool(now);
+        }
+        kept.clone()
+    }
+}
+
+fn target(config: &watch::Receiver<Arc<Config>>) -> Target {
+    Target::Unix(config.borrow().doveadm.socket.clone())
+}
+
+fn pool(target: Target) -> Arc<Pool> {
+    Arc::new(Pool::new(target, None, CONNECTIONS))
 }
 
 impl Owners for Doveadm {
@@ -33,7 +53,7 @@ impl Owners for Doveadm {
         if user.contains(['*', '?']) {
             return Ok(None);
         }
-        let answer = match self.pool.run("", &["user", user], LIMIT).await {
+        let answer = match self.pool().run("", &["user", user], LIMIT).await {
             Ok(answer) => answer,
             Err(error) if error.is_not_found() => return Ok(None),
             Err(error) => return Err(error.to_string()),

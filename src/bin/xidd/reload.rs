@@ -26,6 +26,14 @@ pub fn reload(file: &Path, running: &watch::Sender<Arc<Config>>) {
         );
     }
     let new = read.keeping_fixed_keys_of(&old);
+    let late = old.late_keys_that_differ(&new);
+    if !late.is_empty() {
+        let keys = late.join(", ");
+        tracing::info!(
+            "{}: {keys}: from the next connection to etcd on",
+            file.display()
+        );
+    }
     match new == *old {
         // Files that it names, the password for example, may have changed all the same.
         true => tracing::info!("{}: read anew, nothing changed", file.display()),

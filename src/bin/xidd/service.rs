@@ -84,8 +84,8 @@ async fn live(file: &Path, config: Config) -> Result<(), Error> {
     let (stop, stopped) = watch::channel(false);
     let address = config.metrics;
     let node = config.node.clone();
-    let owners = owners::Doveadm::new(config.doveadm.socket.clone());
     let (running, seen) = watch::channel(Arc::new(config));
+    let owners = owners::Doveadm::new(seen.clone());
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!("xidd {version} of node {node} starts");
     let mut engine = tokio::spawn(engine::run(seen, heard, Arc::clone(&metrics), stopped));

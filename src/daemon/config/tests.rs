@@ -67,6 +67,15 @@ fn node_and_etcd_are_enough() {
 }
 
 #[test]
+fn etcd_s_connection_is_tested_less_often_than_etcd_answers() {
+    for (lease, seconds) in [("3s", 2), ("5s", 2), ("30s", 10)] {
+        let text = format!("lease = \"{lease}\"\n{SMALL}");
+        let settings = parse(&text).expect("right").store().expect("no files");
+        assert_eq!(settings.silence, Duration::from_secs(seconds), "{lease}");
+    }
+}
+
+#[test]
 fn every_key_is_taken_over() {
     let config = parse(WHOLE).expect("right");
     assert_eq!(config.namespace, "harbor");
@@ -379,4 +388,19 @@ fn what_cannot_change_in_a_running_daemon_is_kept() {
     assert!(old.fixed_keys_that_differ(&kept).is_empty());
     assert_eq!(kept.peers, new.peers);
     assert_eq!(kept.lease, new.lease);
+}
+
+#[test]
+fn what_changes_with_the_next_connection_to_etcd_is_told_from_what_changes_at_once() {
+    let old = parse(WHOLE).expect("right");
+    assert!(old.late_keys_that_differ(&old).is_empty());
+    let late = [
+        ("\"1m\"", "\"2m\"", "lease"),
+        (":2379\"", ":2380\"", "etcd"),
+    ];
+    for (from, to, key) in late {
+        let new = parse(&WHOLE.replace(from, to)).expect("right");
+        assert_eq!(old.late_keys_that_differ(&new), [key]);
+        assert!(old.fixed_keys_that_differ(&new).is_empty());
+    }
 }
