@@ -26,7 +26,7 @@ use super::seqpacket;
 use super::{Dovecot, Format, LIMIT, Setup, cargo_binary, kill9, signal, until};
 
 /// Where doveadm listens on every node.
-const DOVEADM: u16 = 4155;
+pub const DOVEADM: u16 = 4155;
 /// The password of that.
 const PASSWORD: &str = "lab";
 /// More etcd members than this do not make a cluster safer, only slower.
@@ -120,11 +120,14 @@ impl ClusterSetup {
     }
 
     fn member(&self, net: &Net, node: usize, daemon: &Path) -> Member {
-        let listener = format!(
-            "doveadm_password = {PASSWORD}\n\
-             service doveadm {{\n  inet_listener {{\n    port = {DOVEADM}\n  }}\n}}"
-        );
+        let listener =
+            format!("service doveadm {{\n  inet_listener {{\n    port = {DOVEADM}\n  }}\n}}");
         let server = self.server.clone().at(net, node).conf(&listener);
+        let server = match std::env::var_os("IMAP_XID_LAB_LOG") {
+            Some(_) => told(server),
+            None => server,
+        };
+        let server = server.set("doveadm_password", PASSWORD);
         let dovecot = server
             .xid("xid_uid_source", "cluster")
             .xid("xid_namespace", &name(node))
@@ -301,12 +304,9 @@ impl Cluster {
                 .env("FAKETIME_NO_CACHE", "1")
                 .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
         }
-        // SAFETY: the closure makes system calls only.
+        // SAFETY: the closure makes one system call, on a descriptor that it owns.
         unsafe {
-            command.pre_exec(move || {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                net::enter(&namespace)
-            });
+            command.pre_exec(move || net::enter(&namespace));
         }
         command.spawn().expect("xidd starts")
     }
@@ -348,6 +348,34 @@ impl Cluster {
                 if paused { libc::SIGSTOP } else { libc::SIGCONT },
             );
         }
+    }
+
+    /// The text of a node's xidd.toml.
+    pub fn xidd_config(&self, node: usize) -> String {
+        let file = &self.member(node).place.config;
+        std::fs::read_to_string(file).expect("xidd.toml can be read")
+    }
+
+    /// Replaces a node's xidd.toml and tells its xidd, as `systemctl reload` does; gives what the
+    /// daemon logged until it was done with it.
+    pub fn reload_xidd(&self, node: usize, text: &str) -> String {
+        std::fs::write(&self.member(node).place.config, text).expect("xidd.toml is written");
+        let before = self.xidd_log(node).len();
+        let pid = self.xidd(node).as_ref().map(Child::id);
+        signal(pid.expect("an xidd"), libc::SIGHUP);
+        let mut said = String::new();
+        until(&format!("xidd of node {node} to reload"), || {
+            said = self.xidd_log(node).split_off(before);
+            ["read anew", "going on with the configuration as it was"]
+                .iter()
+                .any(|end| said.contains(end))
+        });
+        said
+    }
+
+    /// A file with the password of the peers' doveadm listeners, as a node's xidd knows it.
+    pub fn password_file(&self, node: usize) -> &Path {
+        &self.member(node).place.password
     }
 
     /// Whether a node's xidd runs.
@@ -529,6 +557,13 @@ impl Drop for Cluster {
             self.node(node).pause(false);
         }
     }
+}
+
+/// Dovecot's log says what becomes of each message, too: for who looks for one that went.
+fn told(server: Setup) -> Setup {
+    let what = "plugin {\n  mail_log_events = expunge copy save flag_change\n  \
+                mail_log_fields = uid box\n}";
+    server.mail_plugins("zlib notify mail_log").conf(what)
 }
 
 /// The system user as whom a process acts: at work on mail it is the mail's owner.

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::net::{self, Net};
 use super::tls::{Authority, Issued};
-use super::{kill9, signal, until};
+use super::{janitor, kill9, signal, until};
 
 /// etcd's ports on a node of a lab, for clients and for its peers.
 const CLIENTS: u16 = 2379;
@@ -180,6 +180,7 @@ impl Member {
             .prefix("xid-etcd-")
             .tempdir()
             .expect("a folder");
+        janitor::folder(data.path());
         let args = [
             ("--name", format!("m{index}")),
             ("--data-dir", data.path().join("data").display().to_string()),
@@ -217,9 +218,13 @@ impl Member {
             .map(|n| net::open(n).expect("the node's namespace"));
         // SAFETY: the closure makes system calls only.
         unsafe {
-            command.pre_exec(move || {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                namespace.as_ref().map_or(Ok(()), net::enter)
+            command.pre_exec(move || match &namespace {
+                // There the janitor finds it.
+                Some(namespace) => net::enter(namespace),
+                None => {
+                    libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                    Ok(())
+                }
             });
         }
         self.process = Some(command.spawn().expect("etcd (package etcd-server)"));

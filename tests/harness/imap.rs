@@ -1,9 +1,13 @@
 //! An IMAP client that a test drives line by line.
 
 use std::collections::HashMap;
-use std::io::Result;
+use std::fs::File;
+use std::io::{Result, Write};
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::path::Path;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::leak::Scanner;
 use super::reply::{Line, Reply};
@@ -13,6 +17,14 @@ use super::wire::Wire;
 const TRANSCRIPT_LINES: usize = 400;
 /// How much of each line, in bytes.
 const TRANSCRIPT_WIDTH: usize = 600;
+
+/// What all clients of a run of the lab say and hear, where its logs are kept.
+static LAB: LazyLock<Option<File>> = LazyLock::new(|| {
+    let folder = std::env::var_os("IMAP_XID_LAB_KEEP")?;
+    let at = Path::new(&folder).join(format!("clients.{}.log", std::process::id()));
+    File::create(at).ok()
+});
+static CLIENTS: AtomicU32 = AtomicU32::new(0);
 
 /// The tag of a command that was sent.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -34,6 +46,8 @@ pub struct Imap {
     unread: Vec<Line>,
     answered: HashMap<String, Reply>,
     transcript: Vec<String>,
+    /// Tells it from the other clients of the process.
+    number: u32,
     pub(super) scanner: Option<Scanner>,
     /// Named in the transcript.
     pub name: String,
@@ -75,6 +89,7 @@ impl Imap {
             unread: Vec::new(),
             answered: HashMap::new(),
             transcript: Vec::new(),
+            number: CLIENTS.fetch_add(1, Ordering::Relaxed),
             scanner: None,
             name: name.to_owned(),
             greeting: Line(Vec::new()),
@@ -368,7 +383,18 @@ impl Imap {
         if self.transcript.len() >= 2 * TRANSCRIPT_LINES {
             self.transcript.drain(..TRANSCRIPT_LINES);
         }
-        self.transcript.push(format!("{side}: {text}"));
+        let line = format!("{side}: {text}");
+        self.note_in_lab(&line);
+        self.transcript.push(line);
+    }
+
+    fn note_in_lab(&self, line: &str) {
+        if let Some(mut lab) = LAB.as_ref() {
+            let (now, client) = (UNIX_EPOCH.elapsed().unwrap_or_default(), self.number);
+            let at = now.as_secs_f64() % 86_400.0;
+            // It is only there to look at.
+            let _ = lab.write_all(format!("{at:.3} {client} {line}\n").as_bytes());
+        }
     }
 }
 

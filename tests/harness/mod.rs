@@ -24,10 +24,11 @@
 //!
 //! It lives in a temporary folder, listens on a loopback address of its own (127.x.y.z), serves
 //! any user name with any password, and runs mail as an unprivileged user. It is stopped and
-//! removed when dropped; also when the test is killed. At its end the log is scanned: a `Panic`,
+//! removed when dropped; also when the test is killed (see [`janitor`] for all else). At its end the log is scanned: a `Panic`,
 //! a `Fatal`, a process killed by a signal or an error of the plug-in fails the test, unless
 //! [`Dovecot::allow_log`] named it. A failing test prints the log, the configuration's
-//! changes and the transcript of every client. `KEEP_TREE=1` leaves the folder behind.
+//! changes and the transcript of every client; `IMAP_XID_LAB_KEEP=folder` keeps what all clients
+//! said and heard there. `KEEP_TREE=1` leaves the server's folder behind.
 //!
 //! * `server.imap("alice")`, `server.imap_in("alice", "INBOX")`, `server.connect_imap()`,
 //!   `server.imap_tls("alice")`, `server.lmtp()`, `server.pop3("alice")`
@@ -74,6 +75,7 @@ pub mod cluster;
 mod config;
 pub mod etcd;
 pub mod imap;
+mod janitor;
 pub mod leak;
 mod lmtp;
 pub mod net;
@@ -182,4 +184,15 @@ impl Random {
     pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
         &from[self.below(from.len())]
     }
+}
+
+/// Locks a file as Dovecot does (lock_method = fcntl), until it is closed.
+pub fn lock_whole(file: &std::fs::File) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: zeros are a valid struct flock.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK as _;
+    // SAFETY: an open descriptor and a struct flock.
+    let ret = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLKW, &raw const lock) };
+    assert_eq!(ret, 0, "{}", std::io::Error::last_os_error());
 }

@@ -14,8 +14,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::LIMIT;
+use super::server::describe;
 use super::slow::{SlowLink, mac, open_tap};
+use super::{LIMIT, janitor, kill9};
 
 /// Namespaces are named by process and a counter: several labs can live side by side.
 static NEXT_LAB: AtomicU8 = AtomicU8::new(0);
@@ -92,6 +93,7 @@ impl Net {
     pub fn new(nodes: usize) -> io::Result<Net> {
         let net = Net::unbuilt(nodes);
         let switch = net.switch();
+        janitor::space(&switch);
         run(&["ip", "netns", "add", &switch])?;
         run(&["ip", "-n", &switch, "link", "add", "br0", "type", "bridge"])?;
         run(&["ip", "-n", &switch, "link", "set", "br0", "up"])?;
@@ -140,6 +142,7 @@ impl Net {
         known.retain(|(address, _)| *address != self.ip(node));
         known.push((self.ip(node), name.clone()));
         drop(known);
+        janitor::space(&name);
         run(&["ip", "netns", "add", &name])?;
         run(&["ip", "-n", &name, "link", "set", "lo", "up"])
     }
@@ -285,10 +288,24 @@ impl Drop for Net {
             .map(|node| self.name(node))
             .chain([self.switch()]);
         for name in names {
+            // Whoever lives there still has escaped from what should have ended him.
+            for pid in pids_in(&name) {
+                println!("--- {} is left behind in {name}: killed", describe(pid));
+                kill9(pid);
+            }
             // Nothing can be done about a failure here; the name is unique, nobody trips over it.
             let _ = Command::new("ip").args(["netns", "del", &name]).output();
         }
     }
+}
+
+/// Who lives in a namespace.
+fn pids_in(name: &str) -> Vec<u32> {
+    let output = Command::new("ip").args(["netns", "pids", name]).output();
+    let text = output.map(|output| output.stdout).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let pids = text.split_whitespace().filter_map(|pid| pid.parse().ok());
+    pids.collect()
 }
 
 /// Runs a command to its end; an error carries what it said.

@@ -25,6 +25,8 @@ use super::{LIMIT, net, tls, until};
 const MAIL_UID: u32 = 64990;
 /// How much of the log a failing test prints, in bytes.
 const LOG_TAIL: usize = 20_000;
+/// How long what still serves a connection may go on when the master has ended.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// How often another address is tried when the ports were taken meanwhile.
 const START_TRIES: u32 = 5;
 
@@ -161,18 +163,20 @@ impl Dovecot {
 
     fn try_start(&self) -> Result<(), String> {
         self.write_config();
-        // The shell stops the master when our end of its input is closed: also when this
-        // program is killed.
-        let script = "exec 3<&0; dovecot -F -c \"$0\" & master=$!; \
-                      (read line; kill -TERM $master) <&3 & reader=$!; \
-                      wait $master; code=$?; kill $reader 2>/dev/null; exit $code";
+        let tree = match self._tree {
+            Some(_) => self.place.tree.as_os_str(),
+            None => "".as_ref(),
+        };
         let mut command = Command::new("sh");
-        command.args(["-c", script]).arg(self.config());
+        command
+            .args(["-c", SCRIPT, "sh"])
+            .arg(self.config())
+            .arg(tree);
         command
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(self.log_file());
-        // A group of its own: Ctrl-C reaches the test, which closes the input.
+        // A group of its own: Ctrl-C reaches the test, whose end closes the input.
         command.process_group(0);
         self.in_place(&mut command);
         let mut child = command.spawn().map_err(|e| format!("sh: {e}"))?;
@@ -191,8 +195,8 @@ impl Dovecot {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                drop(child.stdin.take());
-                let _ = child.wait();
+                tell(child, "stop");
+                let _ = wait_with_limit(child);
                 return Err("dovecot does not answer".into());
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -227,16 +231,36 @@ impl Dovecot {
 
     // --- life -------------------------------------------------------------------------------
 
-    /// Stops the server and waits until all its processes are gone.
+    /// Stops the server and waits until all its processes are gone: the master first, then what
+    /// still serves a connection, as a service manager does.
+    ///
+    /// # Panics
+    /// When the master does not end; then it is killed, with all that belongs to it.
     pub fn stop(&self) {
         let Some(mut child) = lock(&self.running).take() else {
             return;
         };
-        let family = self.master_pid().map(family_of).unwrap_or_default();
-        drop(child.stdin.take());
-        let _ = wait_with_limit(&mut child);
-        for process in &family {
-            process.wait_gone();
+        let Some(group) = self.master_pid().and_then(Group::of) else {
+            tell(&mut child, "stop");
+            let _ = wait_with_limit(&mut child);
+            return;
+        };
+        tell(&mut child, "stop");
+        let ended = ends(&mut child);
+        if !ended {
+            let left = group.describe();
+            group.signal(libc::SIGKILL);
+            let _ = wait_with_limit(&mut child);
+            let text = format!(
+                "dovecot did not stop within {LIMIT:?}:\n{}",
+                left.join("\n")
+            );
+            assert!(std::thread::panicking(), "{text}");
+            println!("{text}");
+        }
+        if !group.is_gone_within(PATIENCE) {
+            group.signal(libc::SIGTERM);
+            group.wait_gone();
         }
     }
 
@@ -258,31 +282,28 @@ impl Dovecot {
     }
 
     /// kill -9 of every process of the server at once.
+    ///
+    /// # Panics
+    /// When its master is gone already, or one of its processes does not go.
     pub fn crash(&self) {
         let Some(mut child) = lock(&self.running).take() else {
             return;
         };
-        let master = self.master_pid().expect("a master process");
-        let mut family = family_of(master);
-        // The master first: it would start new ones.
-        family.sort_by_key(|process| process.pid != master);
-        for process in &family {
-            kill9(process.pid);
-        }
-        for process in &family {
-            process.wait_gone();
-        }
-        drop(child.stdin.take());
+        let group = self.master_pid().and_then(Group::of);
+        let group = group.expect("a master process");
+        group.signal(libc::SIGKILL);
+        group.wait_gone();
+        tell(&mut child, "gone");
         let _ = child.wait();
         self.allow_log("killed with signal 9");
     }
 
-    /// SIGSTOP (or SIGCONT) to every process of the server.
+    /// SIGSTOP (or SIGCONT) to every process of the server, unless it is down.
     pub fn pause(&self, paused: bool) {
-        let what = if paused { libc::SIGSTOP } else { libc::SIGCONT };
-        let family = self.master_pid().map(family_of).unwrap_or_default();
-        for process in &family {
-            signal(process.pid, what);
+        let running = lock(&self.running);
+        let group = running.as_ref().and_then(|_| self.master_pid());
+        if let Some(group) = group.and_then(Group::of) {
+            group.signal(if paused { libc::SIGSTOP } else { libc::SIGCONT });
         }
     }
 
@@ -352,12 +373,12 @@ impl Dovecot {
         let Some(master) = self.master_pid() else {
             return Vec::new();
         };
-        let family = family_of(master);
-        family
-            .iter()
-            .filter(|p| p.pid != master && p.name() == service)
-            .map(|p| p.pid)
-            .collect()
+        let children = format!("/proc/{master}/task/{master}/children");
+        let children = std::fs::read_to_string(children).unwrap_or_default();
+        let pids = children
+            .split_whitespace()
+            .filter_map(|pid| pid.parse().ok());
+        pids.filter(|pid| name_of(*pid) == service).collect()
     }
 
     pub fn master_pid(&self) -> Option<u32> {
@@ -790,34 +811,137 @@ fn wait_with_limit(child: &mut Child) -> Option<i32> {
     }
 }
 
-/// A process, told from a later one of the same number by its start time.
-struct Process {
-    pid: u32,
-    started: u64,
+/// Runs Dovecot until the line "stop" comes. Should the input end without a word, the test is gone:
+/// then all of Dovecot is ended, however it fares, and its folder is removed.
+///
+/// The master gets a session of its own, so that it and all that it starts are one process group.
+const SCRIPT: &str = r#"
+exec 3<&0
+setsid dovecot -F -c "$1" </dev/null 3<&- &
+master=$!
+(
+  if read -r word; then
+    [ "$word" != stop ] || kill -TERM $master
+    exit
+  fi
+  trap '' TERM
+  kill -CONT -$master
+  kill -TERM -$master
+  tries=50
+  while kill -0 -$master; do
+    [ $tries -gt 0 ] || kill -KILL -$master
+    tries=$((tries - 1))
+    sleep 0.1
+  done
+  [ -z "$2" ] || { umount -l "$2/home"; rm -rf -- "$2"; }
+) <&3 >/dev/null 2>&1 &
+reader=$!
+wait $master
+code=$?
+kill $reader 2>/dev/null
+exit $code
+"#;
+
+/// A word to the shell that runs Dovecot.
+fn tell(child: &mut Child, word: &str) {
+    if let Some(mut input) = child.stdin.take() {
+        // It may be gone.
+        let _ = writeln!(input, "{word}");
+    }
 }
 
-impl Process {
-    fn of(pid: u32) -> Option<Process> {
-        Some(Process {
-            pid,
-            started: stat_field(pid, 19)?,
-        })
+/// Whether a child ends within [`LIMIT`].
+fn ends(child: &mut Child) -> bool {
+    let deadline = Instant::now() + LIMIT;
+    while Instant::now() < deadline {
+        if let Ok(Some(_)) = child.try_wait() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    false
+}
+
+/// A running server's processes: the master, and all that it started.
+struct Group {
+    master: u32,
+}
+
+impl Group {
+    /// `None`: there is no such master any more.
+    fn of(master: u32) -> Option<Group> {
+        // SAFETY: getpgid has no memory conditions.
+        let leads = unsafe { libc::getpgid(master as libc::pid_t) } == master as libc::pid_t;
+        leads.then_some(Group { master })
     }
 
-    fn name(&self) -> String {
-        let path = format!("/proc/{}/comm", self.pid);
-        std::fs::read_to_string(path)
-            .unwrap_or_default()
-            .trim()
-            .to_owned()
+    /// One signal to all at once: who is just being forked gets it as well.
+    fn signal(&self, signal: libc::c_int) {
+        // SAFETY: kill has no memory conditions; the group is our server's.
+        unsafe {
+            libc::kill(-(self.master as libc::pid_t), signal);
+        }
     }
 
+    fn pids(&self) -> Vec<u32> {
+        let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(|pid| stat_field(*pid, GROUP_FIELD) == Some(u64::from(self.master)))
+            .filter(|pid| !is_zombie(*pid))
+            .collect()
+    }
+
+    fn describe(&self) -> Vec<String> {
+        self.pids().into_iter().map(describe).collect()
+    }
+
+    /// # Panics
+    /// When somebody stays; then all are killed.
     fn wait_gone(&self) {
-        until(&format!("the end of process {}", self.pid), || {
-            stat_field(self.pid, 19) != Some(self.started) || is_zombie(self.pid)
-        });
+        if self.is_gone_within(LIMIT) {
+            return;
+        }
+        let left = self.describe();
+        self.signal(libc::SIGKILL);
+        let text = format!("after {LIMIT:?} there are still:\n{}", left.join("\n"));
+        assert!(std::thread::panicking(), "{text}");
+        println!("{text}");
+    }
+
+    fn is_gone_within(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        while !self.pids().is_empty() {
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        true
     }
 }
+
+/// Who a process is, and what it is at.
+pub fn describe(pid: u32) -> String {
+    let read = |what: &str| std::fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
+    let text = |what: &str| {
+        let text = String::from_utf8_lossy(&read(what)).replace(['\0', '\n'], " ");
+        text.trim().to_owned()
+    };
+    let status = String::from_utf8_lossy(&read("status")).into_owned();
+    let state = status.lines().find(|line| line.starts_with("State:"));
+    let state = state.unwrap_or("gone").replace('\t', " ");
+    let (command, at, call) = (text("cmdline"), text("wchan"), text("syscall"));
+    format!("process {pid} ({command}): {state}, in {at}, system call {call}")
+}
+
+/// The name of a process.
+fn name_of(pid: u32) -> String {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+    name.unwrap_or_default().trim().to_owned()
+}
+
+/// The process group in /proc/PID/stat.
+const GROUP_FIELD: usize = 2;
 
 /// A field of /proc/PID/stat, counted from 0 after the name.
 fn stat_field(pid: u32, index: usize) -> Option<u64> {
@@ -833,15 +957,4 @@ fn is_zombie(pid: u32) -> bool {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     text.rfind(')')
         .is_some_and(|at| text[at..].starts_with(") Z"))
-}
-
-/// The master and all that it started.
-fn family_of(master: u32) -> Vec<Process> {
-    let children = format!("/proc/{master}/task/{master}/children");
-    let text = std::fs::read_to_string(children).unwrap_or_default();
-    let pids = text.split_whitespace().filter_map(|p| p.parse().ok());
-    std::iter::once(master)
-        .chain(pids)
-        .filter_map(Process::of)
-        .collect()
 }

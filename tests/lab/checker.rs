@@ -1,6 +1,7 @@
 //! The history checker, on histories that are right and on one for each thing that may be wrong.
 
 use super::history::{Event, History, Row, now};
+use super::workload::still_there;
 
 fn row(uid: u32, xid: &str, key: &str) -> Row {
     Row {
@@ -208,4 +209,19 @@ fn nodes_that_differ_in_the_end_break_i6() {
         why: "NO".into(),
     };
     assert_eq!(broken(vec![never]), ["I6"]);
+}
+
+/// Each EXPUNGE renumbers what comes after it.
+#[test]
+fn what_goes_with_the_answer_to_a_question_for_news_is_no_news() {
+    let rows = ["m1", "m2", "m3", "m4"].map(|key| row(0, key, key));
+    let listed: Vec<_> = (1..).zip(rows.clone()).collect();
+    let [one, _, three, four] = rows.clone();
+    assert_eq!(still_there(listed.clone(), &[]), rows);
+    assert_eq!(
+        still_there(listed.clone(), &[2]),
+        [one.clone(), three, four]
+    );
+    assert_eq!(still_there(listed.clone(), &[4, 2, 2]), [one]);
+    assert_eq!(still_there(listed, &[1, 1, 1, 1, 9]), []);
 }

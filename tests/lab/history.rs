@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A message as the workload knows it: the value of a header that it wrote itself.
 pub type Key = String;
@@ -69,6 +70,30 @@ pub enum Event {
     NeverStable { node: usize, why: String },
 }
 
+impl Event {
+    fn is_listing(&self) -> bool {
+        matches!(self, Event::Listing { .. } | Event::Final { .. })
+    }
+
+    /// Where it was seen (0: that does not matter), and what it says of a message.
+    fn about(&self, key: &str) -> (usize, Option<String>) {
+        let is = |its: &Key, text: &str| (its == key).then(|| text.to_owned());
+        match self {
+            Event::Acknowledged { node, key } => (*node, is(key, "acknowledged")),
+            Event::Expunging { key } => (0, is(key, "being expunged")),
+            Event::Shown { node, uid, key, .. } => (*node, is(key, &format!("shown as UID {uid}"))),
+            Event::Listing { node, rows, .. } | Event::Final { node, rows, .. } => {
+                let there = rows.iter().filter(|row| row.key == key);
+                let there: Vec<String> =
+                    there.map(|r| format!("UID {} {}", r.uid, r.xid)).collect();
+                (*node, Some(format!("listed: {there:?}")))
+            }
+            Event::UidNext { node, .. } | Event::NeverStable { node, .. } => (*node, None),
+            Event::News { .. } | Event::Reset { .. } => (0, None),
+        }
+    }
+}
+
 /// A message in a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
@@ -121,6 +146,8 @@ impl fmt::Display for Count {
 struct Seen {
     began: Moment,
     ended: Moment,
+    /// For who compares it with logs.
+    at: SystemTime,
     event: Event,
 }
 
@@ -152,6 +179,7 @@ impl History {
         self.seen.push(Seen {
             began,
             ended: now(),
+            at: SystemTime::now(),
             event,
         });
     }
@@ -160,6 +188,24 @@ impl History {
     pub fn extend(&mut self, other: History) {
         self.seen.extend(other.seen);
         self.seen.sort_by_key(|seen| seen.ended);
+    }
+
+    /// What clients saw of a message, a line each, with the seconds of the day (UTC). A listing that
+    /// has it as the one before on that node did is left out.
+    pub fn story(&self, key: &str) -> Vec<String> {
+        let mut last = BTreeMap::new();
+        let mut lines = Vec::new();
+        for seen in &self.seen {
+            let (node, text) = seen.event.about(key);
+            let Some(text) = text else { continue };
+            let known = last.insert((node, seen.event.is_listing()), text.clone());
+            if !seen.event.is_listing() || known.as_ref() != Some(&text) {
+                let at = seen.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+                let seconds = at.as_secs_f64() % 86_400.0;
+                lines.push(format!("{seconds:.3} node {node}: {text}"));
+            }
+        }
+        lines
     }
 
     fn events(&self) -> impl Iterator<Item = &Event> {

@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::harness::{Dovecot, Fetch, Imap, Reply, message};
+use super::harness::{Dovecot, Fetch, Imap, Line, Reply, message};
 use super::history::{Event, History, Moment, Row, now};
 
 /// The mailbox's owner, on every node.
@@ -237,7 +237,7 @@ impl<'a> Observer<'a> {
 
     fn try_news(&mut self) -> Done<()> {
         let began = now();
-        let before = self.rows(&format!("(XID {SUBJECT_ITEM})"))?;
+        let listed = self.listed(&format!("(XID {SUBJECT_ITEM})"))?;
         let state = self.state.clone().unwrap_or_default();
         let reply = match self.ask(format!("XHXID {state}").trim_end()) {
             Err(Gone::Refused(text)) if text.starts_with("[XIDRESET]") => {
@@ -252,7 +252,8 @@ impl<'a> Observer<'a> {
         self.state = Some(code.ok_or_else(|| Gone::Refused("no [XHXID] code".into()))?);
         let event = Event::News {
             client: self.name.clone(),
-            before,
+            // What goes with this very answer is no news.
+            before: still_there(listed, &expunged_in(&reply)),
             announced: reply.announced(),
         };
         self.history.push_since(began, event);
@@ -330,9 +331,15 @@ impl<'a> Observer<'a> {
 
     /// The mailbox as it is now, after a look for news.
     fn rows(&mut self, items: &str) -> Done<Vec<Row>> {
+        let listed = self.listed(items)?;
+        Ok(listed.into_iter().map(|(_, row)| row).collect())
+    }
+
+    /// All messages with their sequence numbers.
+    fn listed(&mut self, items: &str) -> Done<Vec<(u32, Row)>> {
         self.ask("NOOP")?;
         match self.ask(&format!("FETCH 1:* {items}")) {
-            Ok(reply) => Ok(rows_of(&reply)),
+            Ok(reply) => Ok(listed_in(&reply)),
             // Dovecot's answer where there is no message.
             Err(Gone::Refused(text)) if text.contains("Invalid messageset") => Ok(Vec::new()),
             Err(other) => Err(other),
@@ -344,12 +351,43 @@ const SUBJECT_ITEM: &str = "BODY.PEEK[HEADER.FIELDS (SUBJECT)]";
 
 /// The messages of an answer. A line without the header is a flag change that came by the way.
 fn rows_of(reply: &Reply) -> Vec<Row> {
-    let rows = reply.fetches().into_iter().map(|fetch| Row {
-        uid: fetch.uid().unwrap_or(0),
-        xid: fetch.xid().unwrap_or_default(),
-        key: key_of(&fetch),
-    });
-    rows.filter(|row| !row.key.is_empty()).collect()
+    listed_in(reply).into_iter().map(|(_, row)| row).collect()
+}
+
+/// The same with their sequence numbers.
+fn listed_in(reply: &Reply) -> Vec<(u32, Row)> {
+    let row = |fetch: Fetch| {
+        let row = Row {
+            uid: fetch.uid().unwrap_or(0),
+            xid: fetch.xid().unwrap_or_default(),
+            key: key_of(&fetch),
+        };
+        (fetch.seq, row)
+    };
+    let rows = reply.fetches().into_iter().map(row);
+    rows.filter(|(_, row)| !row.key.is_empty()).collect()
+}
+
+/// The sequence numbers of an answer's EXPUNGEs, in their order.
+fn expunged_in(reply: &Reply) -> Vec<u32> {
+    let lines = reply.untagged("EXPUNGE").into_iter();
+    let number = |line: &Line| line.text().split(' ').nth(1)?.parse().ok();
+    lines.filter_map(number).collect()
+}
+
+/// What is left of messages after these EXPUNGEs.
+pub fn still_there(listed: Vec<(u32, Row)>, expunged: &[u32]) -> Vec<Row> {
+    let last = listed.iter().map(|(seq, _)| *seq).max().unwrap_or(0);
+    let mut numbers: Vec<u32> = (1..=last).collect();
+    for gone in expunged {
+        let index = *gone as usize - 1;
+        if index < numbers.len() {
+            numbers.remove(index);
+        }
+    }
+    let listed = listed.into_iter();
+    let left = listed.filter(|(seq, _)| numbers.contains(seq));
+    left.map(|(_, row)| row).collect()
 }
 
 fn key_of(fetch: &Fetch) -> String {
