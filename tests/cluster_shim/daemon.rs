@@ -55,6 +55,9 @@ struct State {
     unknown: Option<Unknown>,
     cut: bool,
     held: bool,
+    /// It says nothing to those who ask for the node's status, of whom there were so many.
+    silent: bool,
+    looks: usize,
     incarnation: u32,
     /// The server's folder that holds the users' homes.
     homes: PathBuf,
@@ -133,20 +136,28 @@ impl Daemon {
     /// The daemon knows these messages, as if it had asked the other nodes; several of one GUID
     /// with their UIDs and XIDs in order.
     pub fn knows(&self, messages: &[Message]) {
+        messages
+            .iter()
+            .for_each(|message| self.learns(message, message.uid));
+    }
+
+    /// Another node had these messages, and has them no more.
+    pub fn knows_gone(&self, messages: &[Message]) {
+        messages.iter().for_each(|message| self.learns(message, 0));
+    }
+
+    fn learns(&self, message: &Message, uid: u32) {
+        let xid = message.xid.as_ref().expect("an XID");
+        let xid = format!("{uid}:{xid}");
         let mut state = lock(&self.state);
-        for message in messages {
-            let xid = message.xid.as_ref().expect("an XID");
-            let xid = format!("{}:{xid}", message.uid);
-            state
-                .xids
-                .entry(message.guid.clone())
-                .and_modify(|xids| {
-                    if !xids.split(',').any(|known| known == xid) {
-                        *xids = format!("{xids},{xid}");
-                    }
-                })
-                .or_insert(xid);
-        }
+        let entry = state.xids.entry(message.guid.clone());
+        entry
+            .and_modify(|xids| {
+                if !xids.split(',').any(|known| known == xid) {
+                    *xids = format!("{xids},{xid}");
+                }
+            })
+            .or_insert(xid);
     }
 
     /// What it says about others.
@@ -157,6 +168,16 @@ impl Daemon {
     /// Whether it keeps those who ask for XIDs waiting (they wait five seconds).
     pub fn hold(&self, held: bool) {
         lock(&self.state).held = held;
+    }
+
+    /// Whether it does not answer those who ask whether the node is in the cluster.
+    pub fn silence(&self, silent: bool) {
+        lock(&self.state).silent = silent;
+    }
+
+    /// How often it was asked whether the node is in the cluster.
+    pub fn looks(&self) -> usize {
+        lock(&self.state).looks
     }
 
     /// Which of the node's disks it says this is.
@@ -331,12 +352,20 @@ impl State {
                 });
                 None
             }
-            ["S"] if self.cut => Some("S\tcut".to_owned()),
-            ["S"] => Some(format!("S\tin\t{}", self.incarnation)),
+            ["S"] => self.status(),
             // However sure it is to be, it has nobody to ask.
             ["X" | "A" | "R", _user, _mailbox, _name, guids @ ..] => self.xids(guids),
             other => panic!("the plug-in said {other:?}"),
         }
+    }
+
+    fn status(&mut self) -> Option<String> {
+        self.looks += 1;
+        let status = match self.cut {
+            true => "S\tcut".to_owned(),
+            false => format!("S\tin\t{}", self.incarnation),
+        };
+        (!self.silent).then_some(status)
     }
 
     /// Whoever waits in a mailbox of which no daemon has said anything gets what xidd gives to one

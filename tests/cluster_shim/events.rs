@@ -1,5 +1,7 @@
 //! What plug-ins tell the daemon.
 
+use std::time::{Duration, Instant};
+
 use crate::assign::{Assigner, advance, guid};
 use crate::daemon::{Daemon, Event, FIRST_LIMITS};
 use crate::harness::*;
@@ -58,6 +60,42 @@ fn every_kind_of_change_is_told_once_with_the_mailbox() {
         assert!(daemon.events().iter().all(|e| e.mailbox.len() == 32));
         assert_eq!(daemon.connections(), 1, "one connection for a process");
     }
+}
+
+#[test]
+fn what_a_client_saved_is_told_though_it_leaves_at_once() {
+    for format in Format::ALL {
+        let server = clustered().format(format).start();
+        let daemon = Daemon::start(&server);
+        let mut client = server.imap_in("alice", "INBOX");
+        daemon.forget();
+        // Nothing runs in the session between the commit and its end.
+        let message = message(1);
+        let mut lines = format!("x APPEND INBOX {{{}+}}\r\n", message.len()).into_bytes();
+        lines.extend_from_slice(&message);
+        lines.extend_from_slice(b"\r\ny LOGOUT\r\n");
+        client.raw(&lines);
+        daemon.wait_event("an APPEND", |e| e.kind == 'a' && e.name == "INBOX");
+    }
+}
+
+#[test]
+fn who_saves_many_beside_uids_that_wait_says_seldom_that_they_wait() {
+    let server = clustered().start();
+    let daemon = Daemon::start(&server);
+    make_room(&server, "INBOX");
+    let mut client = server.imap("alice");
+    client.append("INBOX", &message(0));
+    daemon.forget();
+    let start = std::time::Instant::now();
+    for n in 1..=50 {
+        client.append("INBOX", &message(n));
+    }
+    daemon.wait_event("the first look", |e| e.kind == 'a');
+    // Once a second, and once more where a process was there before.
+    let most = start.elapsed().as_secs() as usize + 2;
+    let reminders = daemon.events().iter().filter(|e| e.kind == 'w').count();
+    assert!(reminders <= most, "{reminders} reminders, at most {most}");
 }
 
 #[test]
@@ -187,6 +225,38 @@ fn a_delivery_waits_for_a_daemon_that_is_being_restarted() {
         advance(&server, "alice", "INBOX", 1);
         assert_eq!(delivery.join().expect("it ends")[0].0, 250);
     });
+}
+
+/// One outage is waited for once, by the first recipient; an earlier outage counts for nothing.
+#[test]
+fn a_delivery_waits_for_a_daemon_though_its_process_gave_up_on_one_before() {
+    const WAIT: Duration = Duration::from_secs(6);
+    let server = clustered().xid("xid_delivery_wait", "6s").start();
+    let mut lmtp = server.lmtp();
+    let began = Instant::now();
+    let answers = lmtp.deliver(&["alice", "bob", "carol"], &message(1));
+    assert!(answers.iter().all(|answer| answer.0 == 451), "{answers:?}");
+    let took = began.elapsed();
+    assert!(took < WAIT * 2, "three recipients took {took:?}");
+    let process = server.pids("lmtp");
+    assert_eq!(process.len(), 1);
+
+    let gave_up = Instant::now();
+    until("a later delivery", || gave_up.elapsed() > WAIT);
+    let daemon = Daemon::start(&server);
+    daemon.silence(true);
+    std::thread::scope(|scope| {
+        let delivery = scope.spawn(|| lmtp.deliver(&["alice"], &message(2)));
+        until("the delivery looks again", || {
+            assert!(!delivery.is_finished(), "it did not wait");
+            daemon.looks() > 1
+        });
+        daemon.silence(false);
+        daemon.wait_event("the delivery", |e| e.kind == 'a');
+        advance(&server, "alice", "INBOX", 1);
+        assert_eq!(delivery.join().expect("it ends")[0].0, 250);
+    });
+    assert_eq!(server.pids("lmtp"), process);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::assign::{Assigner, advance, guid};
 use crate::daemon::Daemon;
 use crate::events::clustered;
 use crate::harness::*;
-use crate::pair::{Pair, messages, named};
+use crate::pair::{Pair, messages, named, server};
 
 /// alice's INBOX in the table, as the daemon's side uses it.
 pub fn slot(server: &Dovecot) -> Mailbox {
@@ -93,6 +93,67 @@ fn what_is_stable_is_not_renumbered() {
         let stable = messages(&pair.servers[0], "INBOX");
         assert_eq!(named(&stable[..2]), named(&before), "{format:?}");
         assert!(refusals(&pair.servers[0]) >= 1, "{format:?}");
+    }
+}
+
+/// A server whose replication soon forgets what was expunged: its index has no log to speak of.
+fn forgetful(namespace: &str, format: Format) -> Setup {
+    let sizes = [
+        "rewrite_min_log_bytes",
+        "rewrite_max_log_bytes",
+        "log_rotate_min_size",
+    ];
+    let sizes = sizes
+        .map(|name| format!("mail_index_{name} = 1\n"))
+        .concat();
+    let ages = "mail_index_log_rotate_min_age = 0\nmail_index_log2_max_age = 0\n";
+    server(namespace, format).conf(&format!("{sizes}{ages}mail_index_log_rotate_max_size = 1"))
+}
+
+/// Both nodes hold four messages, all of them stable; the first one's client expunges the last.
+fn expunged_on_one(format: Format) -> Pair {
+    let names = ["foo", "bar"];
+    let pair = Pair::of_servers(names.map(|name| forgetful(name, format).start()));
+    pair.fill(4);
+    pair.introduce("INBOX");
+    for server in &pair.servers {
+        slot(server).promise(4).expect("a promise");
+        advance(server, "alice", "INBOX", 4);
+        server.allow_log("xid: interlock");
+        server.allow_log("commit failed");
+    }
+    let mut client = pair.servers[0].imap_in("alice", "INBOX");
+    client.ok("STORE 4 +FLAGS.SILENT (\\Deleted)");
+    client.ok("EXPUNGE");
+    // Until the log that says so is gone.
+    for n in 1..=40 {
+        let flag = ["+", "-"][n % 2];
+        client.ok(&format!("STORE 1 {flag}FLAGS.SILENT (\\Flagged)"));
+        client.ok("NOOP");
+    }
+    pair
+}
+
+#[test]
+fn what_was_stable_and_expunged_does_not_stay_under_another_uid() {
+    for format in Format::ALL {
+        let pair = expunged_on_one(format);
+        let before = named(&messages(&pair.servers[0], "INBOX"));
+        for _ in 0..2 {
+            let output = pair.sync(&["-f"]);
+            let mut now = Vec::new();
+            until("it to be gone again", || {
+                now = named(&messages(&pair.servers[0], "INBOX"));
+                now == before
+            });
+            let why = "what was expunged here as UID 4 comes back";
+            assert!(output.stderr.contains(why), "{format:?}: {output:?}");
+        }
+        // Who joins takes what the others have.
+        slot(&pair.servers[0]).promise(u32::MAX).expect("a promise");
+        pair.sync(&["-f"]);
+        let now = named(&messages(&pair.servers[0], "INBOX"));
+        assert_eq!(now.len(), 4, "{format:?}: {now:?}");
     }
 }
 
@@ -290,11 +351,28 @@ fn what_was_promised_stays_while_replication_runs() {
                     pair.sync(&["-f"]);
                 }
             });
-            let kept = promises_are_kept(&pair.servers[0], &pair.servers[1]);
-            stop.store(true, Ordering::SeqCst);
-            kept
+            // Where a promise is broken the others end as well.
+            let _ending = Ending(&stop);
+            promises_are_kept(&pair.servers[0], &pair.servers[1])
         });
         assert!(kept > PROMISES, "{format:?}: {kept} messages were promised");
+        // A commit that is refused late leaves the storage as it was; and no message gets the name of
+        // one that a maildir's list still has, which processes that read both take for one message.
+        for server in &pair.servers {
+            let log = server.log();
+            for wrong in ["rebuilding indexes", "Duplicate file entry"] {
+                assert!(!log.contains(wrong), "{format:?}: {log}");
+            }
+        }
+    }
+}
+
+/// Stops the others when it goes.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 

@@ -15,4 +15,6 @@ mod events;
 mod interlock;
 mod pair;
 mod room;
+mod stale;
 mod travel;
+mod tree;

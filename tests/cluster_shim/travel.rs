@@ -1,5 +1,8 @@
 //! XIDs travel with their messages; INBOX is one mailbox wherever it was made.
 
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::assign::{advance, guid};
 use crate::daemon::{Daemon, Unknown};
 use crate::harness::*;
@@ -46,6 +49,94 @@ fn sessions_that_open_the_first_inbox_at_once_make_one() {
             assert_eq!(both[0], both[1], "{user}, {format:?}");
         }
     }
+}
+
+/// Mailboxes that come from the other node under the eyes of clients.
+const MADE: usize = 30;
+/// Such clients.
+const WATCHERS: usize = 2;
+
+/// Where a mailbox's folder will be.
+fn folder(server: &Dovecot, format: Format, name: &str) -> PathBuf {
+    let root = server.mail_dir("alice");
+    match format {
+        Format::Maildir => root.join(format!(".{name}")),
+        _ => root.join("mailboxes").join(name),
+    }
+}
+
+/// Opens each mailbox as soon as its folder is there.
+fn open_early(server: &Dovecot, format: Format, names: &[String], done: &AtomicBool) {
+    let mut client = server.imap("alice");
+    let mut left: Vec<(&String, PathBuf)> = names
+        .iter()
+        .map(|name| (name, folder(server, format, name)))
+        .collect();
+    while !left.is_empty() && !done.load(Ordering::Relaxed) {
+        left.retain(|(name, folder)| {
+            let there = folder.exists();
+            if there {
+                client.cmd(&format!("EXAMINE {name}"));
+            }
+            !there
+        });
+    }
+}
+
+#[test]
+fn a_mailbox_that_is_opened_while_replication_makes_it_is_that_of_the_other_node() {
+    for format in Format::ALL {
+        let pair = Pair::start(format);
+        let [one, two] = &pair.servers;
+        let names: Vec<String> = (0..MADE).map(|n| format!("box{n:02}")).collect();
+        let mut client = one.imap("alice");
+        for name in &names {
+            client.ok(&format!("CREATE {name}"));
+        }
+        two.imap_in("alice", "INBOX").ok("NOOP");
+        let done = AtomicBool::new(false);
+        let synced = std::thread::scope(|scope| {
+            for _ in 0..WATCHERS {
+                scope.spawn(|| open_early(two, format, &names, &done));
+            }
+            // As xidd does it: the mailboxes only.
+            let synced = pair.sync(&["-m", ""]);
+            done.store(true, Ordering::Relaxed);
+            synced
+        });
+        assert_eq!(synced.code, 0, "{format:?}: {synced:?}");
+        let of = |server| names.iter().map(move |name| identity(server, name));
+        let made: Vec<_> = of(one).collect();
+        assert_eq!(of(two).collect::<Vec<_>>(), made, "{format:?}");
+    }
+}
+
+#[test]
+fn a_mailbox_stays_itself_where_replication_would_make_one_of_that_name() {
+    for format in Format::ALL {
+        let pair = Pair::start(format);
+        for server in &pair.servers {
+            server.imap("alice").ok("CREATE box");
+            server.append("alice", "box", &message(1));
+        }
+        let both = || [0, 1].map(|i| identity(&pair.servers[i], "box"));
+        let before = both();
+        pair.sync(&["-m", ""]);
+        assert_eq!(both(), before, "{format:?}");
+    }
+}
+
+/// UIDVALIDITY and GUID.
+fn identity(server: &Dovecot, mailbox: &str) -> String {
+    let fields = [
+        "mailbox",
+        "status",
+        "-u",
+        "alice",
+        "uidvalidity guid",
+        mailbox,
+    ];
+    server.doveadm_ok(&fields)
 }
 
 trait DeliverLater {
@@ -187,6 +278,13 @@ fn messages_that_share_a_guid_have_each_its_own_xid_on_all_nodes() {
     }
 }
 
+/// The nodes promise nothing: UIDs may change.
+fn release(pair: &Pair) {
+    for server in &pair.servers {
+        moving(server, &["release", "0", "0"]);
+    }
+}
+
 #[test]
 fn a_message_that_moved_elsewhere_keeps_its_xid_where_replication_copies_it() {
     for format in Format::ALL {
@@ -200,6 +298,7 @@ fn a_message_that_moved_elsewhere_keeps_its_xid_where_replication_copies_it() {
                 let words = ["xid", command, "-u", "alice", &hex, "INBOX", what, "0"];
                 pair.servers[0].doveadm_ok(&words);
             };
+            release(&pair);
             xid("raise", "10");
             xid("drop", "1:3");
             if told {
@@ -359,6 +458,7 @@ fn what_one_node_moved_is_the_same_where_it_was_not_moved_yet() {
         let pair = Pair::start(format);
         pair.fill(4);
         let before = named(&pair.same("INBOX"));
+        release(&pair);
         let raise = |i: usize| moving(&pair.servers[i], &["raise", "100", "0"]);
         raise(0);
         if dropped {
@@ -383,7 +483,7 @@ fn what_one_node_moved_is_the_same_where_it_was_not_moved_yet() {
 }
 
 /// `doveadm xid` on alice's INBOX.
-fn moving(server: &Dovecot, command: &[&str]) {
+pub fn moving(server: &Dovecot, command: &[&str]) {
     let mailbox = server.doveadm_ok(&["mailbox", "status", "-u", "alice", "guid", "INBOX"]);
     let (_, hex) = mailbox.trim().rsplit_once('=').expect("a GUID");
     let (name, args) = command.split_first().expect("a command");

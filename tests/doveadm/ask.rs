@@ -14,6 +14,9 @@ fn json(node: &mut Node, command: &str, args: &[&str]) -> Value {
     serde_json::from_str(&reply.field).expect("JSON")
 }
 
+/// The UID of what is there, and whose UID says nothing.
+const NO_UID: u32 = u32::MAX;
+
 #[test]
 fn xids_of_messages_are_told_by_guid() {
     for format in Format::ALL {
@@ -33,14 +36,14 @@ fn xids_of_messages_are_told_by_guid() {
             assert_eq!(xids[&entry.guid], instance, "{format:?}");
         }
 
-        // What waits in the stage has its XID and no UID.
+        // What waits in the stage has its XID and no UID. It did not go.
         node.state("xid stage", "INBOX", &["3", "0"]);
         node.state("xid drop", "INBOX", &["3", "0"]);
         let answer = json(&mut node, "xid xids", &args);
         let staged = &entries[2];
         assert_eq!(
             answer["xids"][&staged.guid],
-            format!("0:{}", staged.xid),
+            format!("{NO_UID}:{}", staged.xid),
             "{format:?}"
         );
         assert_eq!(answer["unnamed"].as_array().expect("a list").len(), 0);
@@ -56,6 +59,29 @@ fn xids_of_messages_are_told_by_guid() {
             format!("0:{}", gone.xid),
             "{format:?}"
         );
+    }
+}
+
+/// Two nodes made it, and here it has not become the other's yet.
+#[test]
+fn a_mailbox_of_the_same_name_tells_its_xids_where_none_has_the_guid() {
+    let elsewhere = "00112233445566778899aabbccddeeff";
+    for format in Format::ALL {
+        let mut node = Node::start(format);
+        node.server.imap(USER).ok("CREATE box");
+        node.server.append(USER, "box", &message(1));
+        let entry = node.look("box").entries.remove(0);
+        let args = [elsewhere, "box", entry.guid.as_str()];
+        let answer = json(&mut node, "xid xids", &args);
+        let xid = format!("{NO_UID}:{}", entry.xid);
+        assert_eq!(answer["xids"][&entry.guid], xid, "{format:?}");
+
+        let nowhere = [elsewhere, "no such box", entry.guid.as_str()];
+        let reply = node.run("xid xids", &nowhere);
+        assert_eq!(reply.failed, "NOTFOUND", "{format:?}");
+        // Nothing is done to a mailbox that is another one.
+        let reply = node.run("xid look", &[elsewhere, "box", "0"]);
+        assert_eq!(reply.failed, "NOTFOUND", "{format:?}");
     }
 }
 

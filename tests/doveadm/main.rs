@@ -10,4 +10,5 @@ mod kills;
 mod look;
 mod marks;
 mod moves;
+mod silent;
 mod state;

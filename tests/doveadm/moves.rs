@@ -99,6 +99,30 @@ fn raise_copies_what_is_not_stable_above_the_floor() {
     }
 }
 
+/// A node that joins shows less than it has taken from the others, and all of that stays where it is
+/// when its next UID rises above what is stable.
+#[test]
+fn raise_leaves_what_is_promised() {
+    for format in Format::ALL {
+        let mut node =
+            Node::start_with(crate::state::setup(format).xid("xid_uid_source", "cluster"));
+        node.server.allow_log("xidd");
+        node.state("xid expose", "INBOX", &["0", "100", "200", "0"]);
+        for n in 1..=5 {
+            node.server.append(USER, "INBOX", &message(n));
+        }
+        node.state("xid expose", "INBOX", &["2", "100", "200", "0"]);
+        assert_eq!(node.look("INBOX").promised, u32::MAX, "{format:?}");
+        let raised = node.state("xid raise", "INBOX", &["50", "0"]);
+        let is = (raised.next, raised.uids());
+        assert_eq!(is, (51, vec![1, 2, 3, 4, 5]), "{format:?}");
+        // As far as the promise goes.
+        node.state("xid release", "INBOX", &["4", "0"]);
+        let raised = node.state("xid raise", "INBOX", &["50", "0"]);
+        assert_eq!(raised.uids(), [1, 2, 3, 4, 5, 51], "{format:?}");
+    }
+}
+
 #[test]
 fn raise_goes_as_far_as_a_window_and_in_several_transactions() {
     for format in Format::ALL {
@@ -175,6 +199,106 @@ fn what_was_staged_comes_back_as_the_same_messages() {
         assert!(split_xid(&last.xid).1 > 5, "{format:?} {last:?}");
         expose_all(&mut node);
         node.server.checked(USER, "INBOX");
+    }
+}
+
+/// What goes and comes back has its file's name again: two lines that name one file make Dovecot
+/// give it another UID.
+#[test]
+fn a_maildir_s_list_forgets_what_was_dropped() {
+    let mut node = Node::start(Format::Maildir);
+    fill(&mut node, 5);
+    let list = node.server.mail_dir(USER).join("dovecot-uidlist");
+    let lines = || {
+        std::fs::read_to_string(&list)
+            .expect("the list")
+            .lines()
+            .count()
+    };
+    let staged = node.state("xid stage", "INBOX", &["3:5", "0"]);
+    assert_eq!(lines(), 1 + 5);
+    node.state("xid drop", "INBOX", &["3:5", "0"]);
+    assert_eq!(lines(), 1 + 2);
+    for guid in &staged.staged {
+        node.state("xid unstage", "INBOX", &[guid, "0"]);
+        node.state("xid dropstaged", "INBOX", &[guid, "0"]);
+    }
+    assert_eq!(node.look("INBOX").uids(), [1, 2, 6, 7, 8]);
+    let log = node.server.log();
+    assert!(!log.contains("Duplicate file entry"), "{log}");
+}
+
+/// A move was cut short: what was raised is still below the floor, too.
+#[test]
+fn what_is_there_twice_is_staged_once_and_leaves_the_stage() {
+    for format in Format::ALL {
+        let mut node = Node::start(format);
+        fill(&mut node, 5);
+        let raised = node.state("xid raise", "INBOX", &["100", "100"]);
+        assert_eq!(raised.uids(), [3, 4, 5, 101, 102, 103], "{format:?}");
+        let staged = node.state("xid stage", "INBOX", &["3:5,101:103", "0"]);
+        assert_eq!(staged.staged.len(), 3, "{format:?}");
+        let main = node.state("xid drop", "INBOX", &["3:5,101:103", "0"]);
+        assert_eq!(main.uids(), [1, 2], "{format:?}");
+
+        let guid = &staged.staged[0];
+        let back = node.state("xid unstage", "INBOX", &[guid, "100"]);
+        assert_eq!(back.entries.len(), 1, "{format:?}");
+        assert_eq!(&back.entries[0].guid, guid, "{format:?}");
+        for (n, guid) in staged.staged.iter().enumerate() {
+            let state = node.state("xid dropstaged", "INBOX", &[guid, "100"]);
+            assert_eq!(state.staged, staged.staged[n + 1..], "{format:?}");
+        }
+    }
+}
+
+/// Who dropped a message because another node knows that it was expunged can say so when that node is
+/// away. What goes back into the mailbox, and what waits in the stage, is not gone.
+#[test]
+fn what_leaves_the_stage_for_good_is_known_to_be_gone() {
+    for format in Format::ALL {
+        let mut node = Node::start(format);
+        fill(&mut node, 5);
+        let staged = node.state("xid stage", "INBOX", &["3:5", "0"]).staged;
+        node.state("xid drop", "INBOX", &["3:5", "0"]);
+        node.state("xid unstage", "INBOX", &[&staged[0], "0"]);
+        node.state("xid dropstaged", "INBOX", &[&staged[0], "0"]);
+        node.state("xid dropstaged", "INBOX", &[&staged[1], "0"]);
+        // Whatever the watermark is by now.
+        expose_all(&mut node);
+        let mailbox = node.guid("INBOX");
+        let mut is_settled = |guid: &str| {
+            let reply = node.run("xid settled", &[&mailbox, "INBOX", "5", guid]);
+            reply.field.contains(guid)
+        };
+        let settled = staged.iter().map(|guid| is_settled(guid));
+        let settled: Vec<_> = settled.collect();
+        assert_eq!(settled, [false, true, false], "{format:?}");
+    }
+}
+
+/// The registry has one of two that have one XID; which one goes is not always the other.
+#[test]
+fn of_what_is_there_twice_the_one_that_stays_is_found() {
+    for format in Format::ALL {
+        let mut node = Node::start(format);
+        fill(&mut node, 5);
+        let raised = node.state("xid raise", "INBOX", &["100", "100"]);
+        let after = node.state("xid drop", "INBOX", &["3,4,103", "0"]);
+        assert_eq!(after.uids(), [1, 2, 5, 101, 102], "{format:?}");
+        let guids: Vec<&str> = after.entries.iter().map(|e| e.guid.as_str()).collect();
+        let mailbox = node.guid("INBOX");
+        for guid in guids {
+            let reply = node.run("xid settled", &[&mailbox, "INBOX", "102", guid]);
+            assert!(reply.field.contains(guid), "{format:?} {reply:?}");
+        }
+        expose_all(&mut node);
+        let mut client = node.server.imap_in(USER, "INBOX");
+        for (entry, seq) in after.entries.iter().zip(1..) {
+            let reply = client.ok(&format!("XHXID FETCH {} (X-GUID)", entry.xid));
+            assert_eq!(reply.fetches()[0].seq, seq, "{format:?} {entry:?}");
+        }
+        assert_eq!(raised.entries[2].xid, after.entries[2].xid, "{format:?}");
     }
 }
 
@@ -302,17 +426,6 @@ fn moves_wait_for_replication_and_replication_for_them() {
     assert_eq!(node.state("xid raise", "INBOX", &["50", "50"]).next, 53);
 }
 
-/// As Dovecot locks (lock_method = fcntl).
-fn lock_whole(file: &std::fs::File) {
-    use std::os::fd::AsRawFd;
-    // SAFETY: zeros are a valid struct flock.
-    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    lock.l_type = libc::F_WRLCK as _;
-    // SAFETY: an open descriptor and a struct flock.
-    let ret = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &raw const lock) };
-    assert_eq!(ret, 0);
-}
-
 #[test]
 fn copies_of_one_message_have_an_xid_each() {
     let mut node = Node::start(Format::Sdbox);
@@ -384,6 +497,7 @@ fn neither_gate_nor_limit_stops_what_the_daemon_does() {
             .gated
     );
     let begin = std::time::Instant::now();
+    node.state("xid release", "INBOX", &["2", "0"]);
     node.state("xid raise", "INBOX", &["50", "0"]);
     node.state("xid drop", "INBOX", &["3:4", "0"]);
     let staged = node.state("xid stage", "INBOX", &["51:52", "0"]).staged;

@@ -55,6 +55,12 @@ impl Seen {
             let owner = self.xids.entry(xid.clone()).or_insert_with(|| here.clone());
             // Stock mdbox that lost its map shows another message's text under the same UID.
             let swapped = !uids_hold && self.uids.get(&key) == Some(&xid);
+            // It did when the XID was seen first, under another UIDVALIDITY: that text is another's.
+            let others = |m: &Message| m.guid == owner.1 && m.xid.as_ref() != Some(&xid);
+            let was_swapped = !uids_hold && *owner != here && messages.iter().any(others);
+            if was_swapped {
+                owner.clone_from(&here);
+            }
             if *owner != here && !swapped {
                 panic!("{xid} of {owner:?} is now that of {here:?}, {key:?}");
             }
@@ -73,6 +79,9 @@ impl Seen {
         self.xids.iter().filter(is_it).map(|(xid, _)| xid).collect()
     }
 }
+
+/// With UID a set that names nobody is no error.
+const ALL_IDS: &str = "UID FETCH 1:* (BODY.PEEK[HEADER.FIELDS (MESSAGE-ID)])";
 
 impl Load {
     fn new(format: Format, plugin: bool) -> Load {
@@ -348,9 +357,21 @@ impl Load {
         lost
     }
 
+    /// Stock mdbox that was killed makes its storage anew when it finds out, which may be in the
+    /// middle of a session, and ends that.
+    fn let_it_rebuild(&self, client: &mut Imap, mailbox: &str) {
+        if self.format != Format::Mdbox {
+            return;
+        }
+        until("a session that reads all messages", || {
+            *client = self.server.imap_in("alice", mailbox);
+            client.try_cmd(ALL_IDS).is_ok_and(|reply| reply.is_ok())
+        });
+    }
+
     fn judge_acknowledged(&self, client: &mut Imap, mailbox: &str) -> usize {
-        // With UID a set that names nobody is no error.
-        let reply = client.ok("UID FETCH 1:* (BODY.PEEK[HEADER.FIELDS (MESSAGE-ID)])");
+        self.let_it_rebuild(client, mailbox);
+        let reply = client.ok(ALL_IDS);
         let mut found: BTreeMap<String, usize> = BTreeMap::new();
         for fetch in reply.fetches() {
             let header = fetch
