@@ -11,11 +11,13 @@ mod harness;
 mod history;
 mod killed;
 mod long;
+mod many;
 mod metrics;
 mod news;
 mod operator;
 mod parted;
 mod random;
+mod reload;
 mod tree;
 mod wiped;
 #[path = "../lab/workload.rs"]
@@ -62,9 +64,21 @@ fn judge(what: &str, history: &History, at_least: usize) {
     for violation in violations.iter().take(PRINTED) {
         println!("{violation}");
     }
+    let mut keys: Vec<_> = violations.iter().filter_map(key_of).collect();
+    keys.dedup();
+    for key in keys.iter().take(PRINTED) {
+        println!("{key}:\n  {}", history.story(key).join("\n  "));
+    }
     assert!(
         violations.is_empty(),
         "{what}: {} violations",
         violations.len()
     );
+}
+
+/// The first message that a violation names.
+fn key_of(violation: &history::Violation) -> Option<String> {
+    let (_, rest) = violation.what.split_once("message ")?;
+    let number: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    (!number.is_empty()).then(|| format!("message {number}"))
 }
