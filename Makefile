@@ -133,18 +133,19 @@ test: deps test-rust ## Run every test: units, properties, real Dovecot, faults,
 test-rust: build-plugin-debug
 	IMAP_XID_PLUGIN=$(PLUGIN_DEBUG) IMAP_XID_XIDCTL=$(XIDCTL_DEBUG) IMAP_XID_XIDD=$(XIDD_DEBUG) $(CARGO) test --locked --no-fail-fast -j$(JOBS) --features $(TEST_FEATURES)
 
-soak: deps-soak deb ## The long tests: thousands of kills, long fuzzing, Thunderbird, the package in a fresh Debian
+soak: deps-soak deb ## The long tests: thousands of kills, long fuzzing, Thunderbird, the package in a fresh Debian, and under systemd
 	IMAP_XID_SOAK=1 $(MAKE) test-rust
 	packaging/deb/test-in-chroot dist/dovecot-xid_*.deb
+	packaging/deb/test-under-systemd dist/dovecot-xid_*.deb
 	IMAP_XID_SOAK=1 IMAP_XID_PLUGIN=$(PLUGIN_DEBUG) IMAP_XID_XIDCTL=$(XIDCTL_DEBUG) IMAP_XID_XIDD=$(XIDD_DEBUG) timeout 3600 \
 		$(CARGO) test --locked -j$(JOBS) --features $(TEST_FEATURES) --test cluster_real -- --ignored --test-threads=1
 
 bench: deps build ## Measure the figures of docs/performance.md against the same server without the plug-in
-	IMAP_XID_PLUGIN=$(PLUGIN) IMAP_XID_XIDCTL=$(XIDCTL) $(CARGO) bench --locked -j$(JOBS) --bench table --bench figures
+	IMAP_XID_PLUGIN=$(PLUGIN) IMAP_XID_XIDCTL=$(XIDCTL) packaging/dev/on-ext4 $(CARGO) bench --locked -j$(JOBS) --bench table --bench figures
 
 # ROWS="append contention": only the rows whose names contain one of these.
 bench-cluster: deps build ## Measure the cluster's figures of docs/performance.md beside stock Dovecot (as root)
-	IMAP_XID_PLUGIN=$(PLUGIN) IMAP_XID_XIDD=$(XIDD) $(CARGO) bench --locked -j$(JOBS) --features $(TEST_FEATURES) --bench cluster -- $(ROWS)
+	IMAP_XID_PLUGIN=$(PLUGIN) IMAP_XID_XIDD=$(XIDD) packaging/dev/on-ext4 $(CARGO) bench --locked -j$(JOBS) --features $(TEST_FEATURES) --bench cluster -- $(ROWS)
 
 lint: ## Formatting, clippy, C warnings as errors, licences of the dependencies
 	$(CARGO) fmt --all --check

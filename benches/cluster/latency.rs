@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::apart::Apart;
 use crate::client::Client;
 use crate::harness::cluster::Cluster;
 use crate::harness::{Dovecot, Format, message_of};
@@ -11,11 +12,15 @@ use crate::stock::{Pair, replicating};
 
 /// Between two APPENDs of a client that is alone, once all nodes have settled the one before: what
 /// that set off ends meanwhile.
-const REST: Duration = Duration::from_millis(300);
+const REST: Duration = Duration::from_millis(150);
 /// The same for each millisecond that a packet takes: the last news are on their way that long.
 const REST_FOR_DELAY: u32 = 4;
+/// APPENDs of one session that rests before each.
+const SESSION: usize = 20;
+/// The same for sessions of a single APPEND.
+const FIRST: (usize, usize) = (1, 40);
 /// APPENDs of one round, and rounds, one right after the other.
-const BACK_TO_BACK: (usize, usize) = (20, 10);
+const BACK_TO_BACK: (usize, usize) = (20, 30);
 /// Bytes of a message's body.
 const BODY: usize = 4096 - 200;
 /// Messages whose UIDs are waited for.
@@ -28,9 +33,10 @@ const APPEND_AT_MOST: f64 = 1.05;
 const UID_AT_MOST_MS: f64 = 150.0;
 
 pub fn measure(report: &mut Report) {
-    // The further apart, the longer it takes until a message is settled, and the fewer there are.
-    for (delay, turns) in [(0, (10, 8)), (20, (8, 6)), (100, (5, 5))] {
-        append_beside_one_server(report, delay, turns);
+    // The further apart, the longer it takes until a message is settled, and the fewer sessions there
+    // are. They are equally long: a session's first APPEND takes longer than the others.
+    for (delay, rounds) in [(0, 20), (20, 14), (100, 8)] {
+        append_beside_one_server(report, delay, (SESSION, rounds));
     }
     if report.wants("append_to_uid") {
         append_to_uid(report);
@@ -46,20 +52,29 @@ fn apart(delay: u64) -> Cluster {
 }
 
 /// One client at a time: the time of an APPEND while nothing else goes on. Beside it, without a limit,
-/// that of one APPEND right after the other: there the work that all nodes have with the ones
+/// that of a session's first, which reads the index's log; and that of one APPEND right after the other: there the work that all nodes have with the ones
 /// before is done beside it, and on one machine by the same processors.
 fn append_beside_one_server(report: &mut Report, delay: u32, turns: (usize, usize)) {
     let alone = format!("append_{delay}ms");
     let row = format!("{alone}_back_to_back");
-    if !report.wants(&alone) && !report.wants(&row) {
+    let first = format!("{alone}_first");
+    if [&alone, &row, &first]
+        .iter()
+        .all(|name| !report.wants(name))
+    {
         return;
     }
     let (stock, cluster) = (Dovecot::setup().plugin(false).start(), apart(delay.into()));
     let ours = cluster.node(1);
+    let _apart = Apart::new(&[&stock, ours]);
     let rest = REST + Duration::from_millis(delay.into()) * REST_FOR_DELAY;
     if report.wants(&alone) {
         let (stock, ours) = (|| rested(&stock, rest, false), || rested(ours, rest, true));
         compare(report, &alone, turns, Some(APPEND_AT_MOST), stock, ours);
+    }
+    if report.wants(&first) {
+        let (stock, ours) = (|| rested(&stock, rest, false), || rested(ours, rest, true));
+        compare(report, &first, FIRST, None, stock, ours);
     }
     if report.wants(&row) {
         let side = |server| move || back_to_back(server);

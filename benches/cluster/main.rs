@@ -5,6 +5,8 @@
 //! known (`name_stock` is the stock servers' value), and all of them as a table at the end. A NAME
 //! on the command line measures only figures whose names contain it.
 
+#[path = "../figures/apart.rs"]
+mod apart;
 #[path = "../figures/client.rs"]
 #[allow(dead_code)]
 mod client;

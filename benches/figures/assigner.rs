@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::apart::Apart;
 use crate::assign::{Assigner, guid};
 use crate::client::Client;
 use crate::harness::{Dovecot, Setup, message_of};
@@ -18,9 +19,11 @@ const PER_UID: Duration = Duration::from_millis(100);
 /// How often it looks when there is nothing to do.
 const IDLE: Duration = Duration::from_millis(1);
 /// Turns of a round.
-const SLICES: usize = 1;
+const SLICES: usize = 5;
 /// Messages of a turn.
-const MESSAGES: u32 = 5;
+const MESSAGES: u32 = 10;
+/// How many times the rounds of other figures: saving waits for a disk, and no two rounds are alike.
+const TIMES: usize = 3;
 
 pub fn measure(report: &mut Report) {
     if !report.wants(&["append_slow_assigner"]) {
@@ -30,11 +33,18 @@ pub fn measure(report: &mut Report) {
     let (ours, ours_assigner) = with_assigner(Dovecot::setup());
     let (waits, waits_assigner) = with_assigner(Dovecot::setup().xid("xid_appenduid_grace", "60s"));
     let waiting = time(appends(&waits)());
-    let spread = alternate(report.rounds, SLICES, || appends(&stock), || appends(&ours));
+    let apart = Apart::new(&[&stock, &ours]);
+    let rounds = report.rounds * TIMES;
+    let spread = alternate(rounds, SLICES, || appends(&stock), || appends(&ours));
+    drop(apart);
     let detail = format!(
-        "{} to {}; {waiting} where APPEND waits for the UID (xid_appenduid_grace)",
+        "{} to {} (quartiles of {} rounds {:.3} to {:.3}); {waiting} where APPEND waits for the \
+         UID (xid_appenduid_grace)",
         time(spread.base),
-        time(spread.ours)
+        time(spread.ours),
+        spread.rounds,
+        spread.low,
+        spread.high
     );
     report.add("append_slow_assigner", spread.ratio, "ratio", 1.05, detail);
     drop((ours_assigner, waits_assigner));

@@ -3,6 +3,9 @@
 //! A processor of a virtual machine that has nothing to do is given back to the host, and takes up
 //! to 100 us to come again: as long as some of the commands that are measured. Whether it gets that
 //! far between two commands is chance.
+//!
+//! Not where something is saved: that waits for the disk, and where the disk is a file of another file
+//! system, the kernel's threads between the two get their turn several times later.
 
 use std::hint::spin_loop;
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! What large mailboxes cost: reading and opening them, and finding the news in them.
 
+use crate::apart::Apart;
+use crate::awake::Awake;
 use crate::client::Client;
 use crate::harness::{Dovecot, Format, message_of};
 use crate::report::Report;
@@ -34,10 +36,12 @@ pub fn measure(report: &mut Report) {
         fill(&server, boxes);
         server
     });
+    let (apart, _awake) = (Apart::new(&[&stock, &ours]), Awake::start());
     read_figures(report, &stock, &ours);
     if report.wants(&news) {
         news_figures(report, &stock, &ours);
     }
+    drop(apart);
 }
 
 fn fill(server: &Dovecot, boxes: usize) {

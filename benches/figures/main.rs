@@ -4,6 +4,7 @@
 //! all of them as a table at the end. A NAME on the command line measures only figures whose names
 //! contain it. `IMAP_XID_BENCH_ROUNDS` is the number of rounds, at least 10 for a figure to publish.
 
+mod apart;
 #[path = "../../tests/wire/assign.rs"]
 mod assign;
 mod assigner;
@@ -40,7 +41,6 @@ fn main() -> ExitCode {
         .ok()
         .and_then(|n| n.parse().ok());
     let mut report = Report::new(names, rounds.unwrap_or(ROUNDS));
-    let _awake = awake::Awake::start();
     process::measure(&mut report);
     save::measure(&mut report);
     waiting::measure(&mut report);
