@@ -162,9 +162,9 @@ void xid_mailbox_forget(struct xid_mailbox *xbox)
 }
 
 static void
-xid_name_changed(struct xid_mailbox *xbox, struct mailbox_list *list,
-		 const char *vname)
+xid_name_changed(struct mailbox_list *list, const char *vname, void *context)
 {
+	struct xid_mailbox *xbox = context;
 	struct mailbox *box = mailbox_alloc(list, vname, 0);
 	struct mailbox_metadata metadata;
 	imap_xid_root *root;
@@ -177,17 +177,15 @@ xid_name_changed(struct xid_mailbox *xbox, struct mailbox_list *list,
 	mailbox_free(&box);
 }
 
-void xid_mailbox_renamed(struct mailbox *box)
+void xid_mailbox_each_renamed(struct mailbox *box,
+			      xid_mailbox_each_callback_t *callback,
+			      void *context)
 {
-	struct xid_mailbox *xbox = xid_mailbox_get(box);
 	struct mailbox_list_iterate_context *iter;
 	const struct mailbox_info *info;
 	const char *pattern;
 
-	if (xbox == NULL)
-		return;
-	xid_name_changed(xbox, box->list, mailbox_get_vname(box));
-
+	callback(box->list, mailbox_get_vname(box), context);
 	pattern = t_strdup_printf("%s%c*", mailbox_get_vname(box),
 		mail_namespace_get_sep(mailbox_get_namespace(box)));
 	iter = mailbox_list_iter_init(box->list, pattern,
@@ -197,9 +195,17 @@ void xid_mailbox_renamed(struct mailbox *box)
 	while ((info = mailbox_list_iter_next(iter)) != NULL) {
 		if ((info->flags & (MAILBOX_NONEXISTENT |
 				    MAILBOX_NOSELECT)) == 0) T_BEGIN {
-			xid_name_changed(xbox, box->list, info->vname);
+			callback(box->list, info->vname, context);
 		} T_END;
 	}
-	/* What could not be listed keeps its old name in the registry. */
 	(void)mailbox_list_iter_deinit(&iter);
+}
+
+void xid_mailbox_renamed(struct mailbox *box)
+{
+	struct xid_mailbox *xbox = xid_mailbox_get(box);
+
+	/* What could not be listed keeps its old name in the registry. */
+	if (xbox != NULL)
+		xid_mailbox_each_renamed(box, xid_name_changed, xbox);
 }

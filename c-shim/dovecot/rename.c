@@ -9,7 +9,6 @@
 #include "xid-index.h"
 #include "cluster.h"
 #include "file-dotlock.h"
-#include "mailbox-list-iter.h"
 #include "maildir-storage.h"
 #include "maildir-uidlist.h"
 #include "maildir-keywords.h"
@@ -61,9 +60,10 @@ xid_rename_lock_file(struct xid_rename_locks *locks, int folder,
 }
 
 static void
-xid_rename_lock_mailbox(struct xid_rename_locks *locks,
-			struct mailbox_list *list, const char *vname)
+xid_rename_lock_mailbox(struct mailbox_list *list, const char *vname,
+			void *context)
 {
+	struct xid_rename_locks *locks = context;
 	const char *path;
 	unsigned int i;
 	int folder;
@@ -82,29 +82,6 @@ xid_rename_lock_mailbox(struct xid_rename_locks *locks,
 	} T_END;
 }
 
-static void
-xid_rename_lock_children(struct xid_rename_locks *locks, struct mailbox *src)
-{
-	struct mailbox_list_iterate_context *iter;
-	const struct mailbox_info *info;
-	const char *pattern;
-
-	pattern = t_strdup_printf("%s%c*", mailbox_get_vname(src),
-		mail_namespace_get_sep(mailbox_get_namespace(src)));
-	iter = mailbox_list_iter_init(src->list, pattern,
-		MAILBOX_LIST_ITER_NO_AUTO_BOXES |
-		MAILBOX_LIST_ITER_SKIP_ALIASES |
-		MAILBOX_LIST_ITER_RETURN_NO_FLAGS);
-	while ((info = mailbox_list_iter_next(iter)) != NULL) {
-		if ((info->flags & (MAILBOX_NONEXISTENT |
-				    MAILBOX_NOSELECT)) == 0) T_BEGIN {
-			xid_rename_lock_mailbox(locks, src->list, info->vname);
-		} T_END;
-	}
-	/* Those that were not seen are renamed unlocked. */
-	(void)mailbox_list_iter_deinit(&iter);
-}
-
 struct xid_rename_locks *xid_rename_lock(struct mailbox *src)
 {
 	struct xid_rename_locks *locks;
@@ -116,10 +93,9 @@ struct xid_rename_locks *xid_rename_lock(struct mailbox *src)
 	i_array_init(&locks->folders, 4);
 	i_array_init(&locks->dotlocks, 8);
 	locks->until = time(NULL) + XID_RENAME_LOCK_SECS;
+	/* Those that are not seen are renamed unlocked. */
 	T_BEGIN {
-		xid_rename_lock_mailbox(locks, src->list,
-					mailbox_get_vname(src));
-		xid_rename_lock_children(locks, src);
+		xid_mailbox_each_renamed(src, xid_rename_lock_mailbox, locks);
 	} T_END;
 	return locks;
 }

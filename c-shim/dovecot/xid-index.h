@@ -202,6 +202,13 @@ void xid_mailbox_forget(struct xid_mailbox *xbox);
 /* The mailbox and those below it have new names. */
 void xid_mailbox_renamed(struct mailbox *box);
 
+typedef void xid_mailbox_each_callback_t(struct mailbox_list *list,
+					 const char *vname, void *context);
+/* The mailbox and those below it that can be listed: what a rename renames. */
+void xid_mailbox_each_renamed(struct mailbox *box,
+			      xid_mailbox_each_callback_t *callback,
+			      void *context);
+
 /* find.c: make the registry know all messages of box->view. -1 = do without. */
 int xid_registry_cover(struct xid_mailbox *xbox);
 /* The registry said what is not so. Returns -1 if it cannot be mended. */
