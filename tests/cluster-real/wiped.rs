@@ -29,8 +29,6 @@ fn new_mail_first(format: Format) {
         .start();
     let mut all = write_by_turns(observers(&cluster), 0, BEFORE, PAUSE);
     let mut third = all.pop().expect("three observers");
-    // Who syncs with it just then finds nobody.
-    cluster.allow_log("Connection refused");
     cluster.replace_disk(3);
     let mut all = write_by_turns(all, 1000, AWAY, PAUSE);
     early(&cluster, |reply| {

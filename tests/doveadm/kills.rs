@@ -71,7 +71,9 @@ impl Killer {
                     return Ok(State::parse(&reply.field));
                 }
             }
-            self.go_on()?;
+            if victim.is_some() {
+                self.go_on()?;
+            }
         }
     }
 

@@ -25,6 +25,8 @@ fn off_with_one_clear_line(key: &str, value: &str) {
     );
     client.bad("FETCH 1 (XID)");
     client.bad("XHXID");
+    // Lines go by way of Dovecot's own log process.
+    server.wait_log("xid: ");
     let lines = plugin_lines(&server);
     assert_eq!(lines.len(), 1, "{key} = {value}: {lines:#?}");
     assert!(
@@ -96,6 +98,7 @@ fn a_folder_that_cannot_be_made_is_a_clear_log_line_and_mail_works() {
     client.append("INBOX", &message(1));
     client.append("INBOX", &message(2));
     assert_eq!(client.ok("FETCH 1:2 (UID)").fetches().len(), 2);
+    server.wait_log("/proc/nowhere");
     let lines = plugin_lines(&server);
     assert!(
         lines.iter().any(|line| line.contains("/proc/nowhere")),
