@@ -207,6 +207,8 @@ pub enum Kind {
     Shrink,
     /// Become a holder.
     Join,
+    /// Cease to be one.
+    Leave,
     /// Close the gate everywhere.
     CloseGate,
     /// Open it again.

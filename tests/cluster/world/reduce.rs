@@ -134,7 +134,8 @@ fn forget_what_is_gone(cluster: &Cluster, world: &mut World) {
     let rules = &cluster.rules;
     let forward =
         rules.advance_checks_stable && rules.publish_checks_stable && rules.join_checks_stable;
-    if !forward || !cluster.host.settled_was_stable || !cluster.events.is_empty() {
+    let comes_back = world.left.restore > 0;
+    if !forward || comes_back || !cluster.host.settled_was_stable || !cluster.events.is_empty() {
         return;
     }
     let record = world.etcd.record();
@@ -220,7 +221,9 @@ fn rename(cluster: &Cluster, world: &mut World) {
         xid(*guid, x);
     };
     for host in &mut world.hosts {
-        for msg in host.mail.iter_mut().chain(&mut host.gone) {
+        let copies = host.backup.iter_mut();
+        let copies = copies.flat_map(|b| b.mail.iter_mut().chain(&mut b.gone));
+        for msg in host.mail.iter_mut().chain(&mut host.gone).chain(copies) {
             message(&mut msg.guid, &mut msg.xid);
         }
         for (guid, xid) in &mut host.stage {
