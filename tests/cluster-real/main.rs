@@ -18,6 +18,7 @@ mod operator;
 mod parted;
 mod random;
 mod reload;
+mod restored;
 mod tree;
 mod wiped;
 #[path = "../lab/workload.rs"]
