@@ -354,7 +354,9 @@ fn deleted_while_written(format: Format) {
             append_until_gone(&mut client, "box", 10);
         });
         barrier.wait();
-        cluster.node(1).imap(USER).ok("DELETE box");
+        let mut one = cluster.node(1).imap(USER);
+        // Where a message comes at that moment, stock refuses.
+        until("it is deleted", || one.cmd("DELETE box").is_ok());
     });
     same_tree(&cluster, &what, Tree::is_empty);
     let mut two = cluster.node(2).imap(USER);
