@@ -244,8 +244,9 @@ impl<'a, G: Ident, X: Ident> Holder<'a, G, X> {
     }
 
     /// Who ends below what is stable, or below what it promised, has lost what the others count on:
-    /// its files were put back, or removed. It takes the prefix again, as a node that was away does.
-    /// Where nobody else holds it, what is lost is lost, and new messages go above it.
+    /// its files were put back, or removed. It takes the prefix again, as a node that was away does,
+    /// and waits for one that has it. Where nobody else holds it any more, what is lost is lost, and
+    /// new messages go above it.
     fn leave(&self) -> Option<Step<G, X>> {
         let above = self.counted_on();
         if self.view.local.next > above || !self.config.rules.leave {
@@ -253,6 +254,21 @@ impl<'a, G: Ident, X: Ident> Holder<'a, G, X> {
         }
         if self.others.is_empty() {
             return Some(Step::Raise { above });
+        }
+        let alive = &self.view.etcd.alive;
+        let others = self
+            .stable
+            .holders
+            .iter()
+            .filter(|(n, _)| **n != self.config.me);
+        let (there, gone): (Vec<_>, Vec<_>) = others
+            .map(|(n, i)| (*n, *i))
+            .partition(|(n, i)| alive.get(n) == Some(i));
+        if there.is_empty() {
+            // Those that have another disk by now do not come back.
+            let replaced = gone.iter().all(|(n, _)| alive.contains_key(n));
+            let lost = || shrink_txn(self.config, self.at, self.stable, &gone);
+            return Some(if replaced { lost() } else { Step::Wait });
         }
         let holders = self.stable.holders.clone();
         let when = vec![Condition::Stable(self.at)];
@@ -452,13 +468,15 @@ impl<'a, G: Ident, X: Ident> Holder<'a, G, X> {
     /// Whether settling could need UIDs above what the record allows. Then the floor is raised,
     /// and with it the limit.
     fn cramped(&self, clashes: &[(Node, &Tail<G, X>)]) -> bool {
-        let tails = clashes.iter().map(|(_, t)| *t).chain([&self.mine]);
-        let next = tails.clone().map(|t| t.next).max().unwrap_or(0);
-        let live = tails
-            .flat_map(|t| t.above(self.base))
-            .filter(|e| !e.expunged);
+        let theirs = clashes.iter().map(|(_, t)| *t);
+        let next = theirs.clone().map(|t| t.next).chain([self.mine.next]).max();
+        let told = theirs.clone().flat_map(|t| t.above(self.base));
+        let live = told.filter(|e| !e.expunged).chain(self.live(self.base));
         let count = live.map(|e| &e.guid).collect::<BTreeSet<_>>().len();
-        next as usize + count > self.stable.bound(self.config.window) as usize + 1
+        // A tail says not all that there is where there is much.
+        let untold: Uid = theirs.map(|t| t.next - 1 - t.end.min(t.next - 1)).sum();
+        let highest = next.unwrap_or(0) as usize + count + untold as usize;
+        highest > self.stable.bound(self.config.window) as usize + 1
     }
 
     /// What is left to do until nothing above S is promised: withdraw, then release.
@@ -1154,6 +1172,61 @@ mod tests {
         view.local.promised = ALL_PROMISED;
         let step = Replica::default().next(&config(Node(0)), &view);
         assert!(!matches!(step, Step::Txn(_)), "{step:?}");
+    }
+
+    #[test]
+    fn who_ends_below_s_waits_for_a_holder_that_is_away_and_not_for_a_disk_that_is_gone() {
+        let mut view = put_back(8);
+        view.etcd.alive.remove(&Node(1));
+        let step = Replica::default().next(&config(Node(0)), &view);
+        assert_eq!(step, Step::Wait);
+        view.etcd.alive.insert(Node(1), Incarnation(2));
+        let step = Replica::default().next(&config(Node(0)), &view);
+        assert!(matches!(&step, Step::Txn(txn) if txn.kind == Kind::Shrink));
+    }
+
+    /// A tail tells of a few messages only.
+    #[test]
+    fn a_conflict_among_many_messages_gets_room_for_all_of_them() {
+        let config = Config {
+            window: 3,
+            chunk: 2,
+            ..config(Node(0))
+        };
+        let mut view = put_back(15);
+        (view.local.limit, view.local.bound) = (11, 20);
+        let guids = ["a", "b", "c", "d", "e", "f"];
+        view.local.entries = (9..).zip(guids).map(|(u, g)| message(u, g)).collect();
+        let theirs = Tail {
+            firm: false,
+            end: 9,
+            next: 10,
+            entries: vec![message(9, "z")],
+        };
+        let rev = Rev(6);
+        view.etcd.tails.insert(Node(1), At { rev, value: theirs });
+        let mut replica = Replica::default();
+        let withdraws = replica.next(&config, &view);
+        let Step::Txn(Txn {
+            kind: Kind::Withdraw,
+            then,
+            ..
+        }) = withdraws
+        else {
+            panic!("{withdraws:?}");
+        };
+        let Some(Put::Tail(_, value)) = then.into_iter().next() else {
+            panic!("no tail");
+        };
+        replica.txn_done(Some(rev));
+        view.etcd.tails.insert(Node(0), At { rev, value });
+        view.local.promised = 8;
+        // 15, and then seven more UIDs, for a bound of 8 + 2 * 2 * 3.
+        let step = replica.next(&config, &view);
+        assert!(
+            matches!(&step, Step::Txn(txn) if txn.kind == Kind::Shrink),
+            "{step:?}"
+        );
     }
 
     /// Nobody else has it.

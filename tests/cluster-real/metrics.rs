@@ -18,6 +18,15 @@ pub fn total(cluster: &Cluster, name: &str) -> f64 {
     texts.map(|text| value(&text, name)).sum()
 }
 
+/// Waits until no sync ends for a while: none is under way that the daemons began before.
+pub fn quiet(cluster: &Cluster) {
+    until("the syncs to end", || {
+        let before = total(cluster, "xidd_syncs_total");
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        total(cluster, "xidd_syncs_total") == before
+    });
+}
+
 /// Waits until all of these are above zero on some node.
 fn wait_moved(cluster: &Cluster, names: &[&str]) {
     for name in names {

@@ -1288,6 +1288,9 @@ impl Cluster {
     fn restore(&self, world: &mut World, node: u8) -> bool {
         let incarnation = world.hosts[node as usize].incarnation;
         let alone = world.etcd.record().is_none_or(|s| s.holders.len() == 1);
+        // It may be alone by the time that its last transaction arrives.
+        let shrinks = |f: &Flight| f.node == node && f.txn.0.kind == Kind::Shrink;
+        let alone = alone || world.flights.iter().any(shrinks);
         if alone || !world.etcd.holds(node, incarnation) {
             return false;
         }
