@@ -16,9 +16,6 @@
 #define XID_REFUSED \
 	"The change would break what the cluster agreed on, try again later"
 
-#define XID_LACKS \
-	"This mailbox lacks messages that were here, try again later"
-
 #define XID_MEANWHILE \
 	"Messages came while replication was at work, try again later"
 
@@ -45,53 +42,6 @@ bool xid_is_joining(imap_xid_box *core)
 	return imap_xid_box_promised(core) > XID_UID_MAX_PROMISE;
 }
 
-/* Others count on it that what was here up to this UID is here. */
-static uint32_t xid_counted_on_uid(imap_xid_box *core)
-{
-	uint32_t watermark = imap_xid_box_watermark(core);
-
-	/* a mark for all that comes does not say what there was */
-	return xid_is_joining(core) ? watermark :
-		I_MAX(watermark, imap_xid_box_promised(core));
-}
-
-/* Under the storage's lock. */
-static uint32_t xid_locked_next_uid(struct mailbox *box)
-{
-	struct maildir_mailbox *mbox;
-
-	if (!xid_storage_is_maildir(box))
-		return box->index->map->hdr.next_uid;
-	mbox = MAILDIR_MAILBOX(box);
-	return maildir_uidlist_get_next_uid(mbox->uidlist);
-}
-
-/* The mailbox ends below what was shown or promised: older files were put back, or
-   it was removed and made again. What came now would have the UIDs of what it
-   lacks. The daemon takes that from the other nodes, in the order of its UIDs. */
-static bool xid_is_lacking(struct mailbox *box, imap_xid_box *core)
-{
-	uint32_t next_uid = xid_locked_next_uid(box);
-
-	return next_uid != 0 && next_uid <= xid_counted_on_uid(core);
-}
-
-static const char *xid_interlock_lacking(struct mailbox_transaction_context *t)
-{
-	struct xid_wait_mailbox *wbox = xid_mailbox_context(t->box)->wait;
-	imap_xid_box *core = xid_wait_attached(wbox);
-	struct xid_saved_mail *mails;
-
-	if (core == NULL || xid_saved_mails(t, &mails) == 0 ||
-	    !xid_user_is_clustered(wbox->xbox->xuser) ||
-	    xid_is_joining(core) || !xid_is_lacking(t->box, core))
-		return NULL;
-	return t_strdup_printf("it ends at UID %u, but has had all up to UID %u, "
-			       "as if older files were put back",
-			       xid_locked_next_uid(t->box) - 1,
-			       xid_counted_on_uid(core));
-}
-
 /* NULL = this may be. */
 static const char *
 xid_interlock_objection(struct xid_wait_mailbox *wbox,
@@ -112,7 +62,7 @@ xid_interlock_objection(struct xid_wait_mailbox *wbox,
 	if (core == NULL || mail->wanted_uid == 0)
 		return NULL;
 	watermark = imap_xid_box_watermark(core);
-	if (mail->wanted_uid <= watermark && !xid_is_joining(core)) {
+	if (mail->wanted_uid <= watermark) {
 		return t_strdup_printf("UID %u would be saved, but all up to "
 			"UID %u is stable", mail->wanted_uid, watermark);
 	}
@@ -125,27 +75,26 @@ xid_interlock_objection(struct xid_wait_mailbox *wbox,
 }
 
 static const char *
-xid_interlock_objections(struct mailbox_transaction_context *t, bool locked)
+xid_interlock_objections(struct mailbox_transaction_context *t)
 {
 	struct xid_wait_mailbox *wbox = xid_mailbox_context(t->box)->wait;
 	struct xid_saved_mail *mails;
 	unsigned int i, count = xid_saved_mails(t, &mails);
-	const char *why = locked ? xid_interlock_lacking(t) : NULL;
+	const char *why = NULL;
 
 	for (i = 0; i < count && why == NULL; i++)
 		why = xid_interlock_objection(wbox, &mails[i]);
 	return why;
 }
 
-static int
-xid_interlock_check_moves(struct mailbox_transaction_context *t, bool locked)
+static int xid_interlock_check_moves(struct mailbox_transaction_context *t)
 {
 	struct mailbox *box = t->box;
 	struct xid_mailbox *xbox = xid_mailbox_context(box);
 	imap_xid_box *core = xid_wait_attached(xbox->wait);
 	const char *why;
 
-	why = xid_interlock_objections(t, locked);
+	why = xid_interlock_objections(t);
 	if (why == NULL)
 		return 0;
 	/* the daemon counts these lines by their first words */
@@ -158,13 +107,12 @@ xid_interlock_check_moves(struct mailbox_transaction_context *t, bool locked)
 	return -1;
 }
 
-static int
-xid_interlock_check(struct mailbox_transaction_context *t, bool locked)
+static int xid_interlock_check(struct mailbox_transaction_context *t)
 {
 	struct mailbox *box = t->box;
 	const char *why;
 
-	if (xid_interlock_check_moves(t, locked) < 0)
+	if (xid_interlock_check_moves(t) < 0)
 		return -1;
 	why = xid_between_objection(t);
 	if (why == NULL)
@@ -367,18 +315,6 @@ int xid_interlock_begin_expunge(struct mailbox_transaction_context *t)
 	return ret;
 }
 
-/* Under the storage's lock. -1 = the storage error is set. */
-static int
-xid_room_check_lacking(struct mailbox_transaction_context *t, imap_xid_box *core)
-{
-	if (!xid_is_lacking(t->box, core))
-		return 0;
-	xid_event_remind(xid_mailbox_context(t->box)->wait);
-	mail_storage_set_error(t->box->storage, MAIL_ERROR_UNAVAILABLE,
-			       XID_LACKS);
-	return -1;
-}
-
 /* While the look for room was not under the lock yet, a joining node may have
    taken in messages of the others: what came then would have a UID among theirs, for
    good, and the node could never take in the one that has it there. dbox looks
@@ -395,10 +331,6 @@ static int xid_room_begin(struct mailbox_transaction_context *t)
 	mbox = MAILDIR_MAILBOX(t->box);
 	if (xid_interlock_lock(t->box) < 0)
 		return -1;
-	if (xid_room_check_lacking(t, core) < 0) {
-		xid_interlock_unlock(t->box);
-		return -1;
-	}
 	next_uid = maildir_uidlist_get_next_uid(mbox->uidlist);
 	wbox->seen_last_uid = next_uid == 0 ? 0 : next_uid - 1;
 	wbox->room_locked = xid_has_room(t, core);
@@ -419,8 +351,6 @@ static int xid_room_recheck(struct mailbox_transaction_context *t)
 	if (!xid_needs_room(t, core) || xid_storage_is_maildir(t->box) ||
 	    array_count(&t->changes->saved_uids) == 0)
 		return 0;
-	if (xid_room_check_lacking(t, core) < 0)
-		return -1;
 	range = array_back(&t->changes->saved_uids);
 	limit = imap_xid_box_limit(core);
 	if (limit != 0 && range->seq2 <= limit)
@@ -441,7 +371,7 @@ int xid_interlock_begin(struct mailbox_transaction_context *t)
 		return xid_room_begin(t);
 	if (xid_interlock_lock(t->box) < 0)
 		return -1;
-	if (xid_interlock_check(t, xid_storage_is_maildir(t->box)) < 0) {
+	if (xid_interlock_check(t) < 0) {
 		xid_interlock_unlock(t->box);
 		return -1;
 	}
@@ -474,6 +404,5 @@ int xid_interlock_recheck(struct mailbox_transaction_context *t)
 		return 0;
 	if (!wbox->rechecks)
 		return xid_room_recheck(t);
-	return xid_storage_is_maildir(t->box) ? 0 :
-		xid_interlock_check(t, TRUE);
+	return xid_storage_is_maildir(t->box) ? 0 : xid_interlock_check(t);
 }

@@ -265,7 +265,6 @@ imap_xid_box *xid_wait_attach(struct xid_wait_mailbox *wbox)
 {
 	struct mailbox *box = wbox->xbox->box;
 	imap_xid_box *core;
-	uint32_t watermark;
 	int ret;
 
 	if (wbox->xbox->xuser->set.uid_source == XID_UID_SOURCE_LOCAL ||
@@ -281,14 +280,10 @@ imap_xid_box *xid_wait_attach(struct xid_wait_mailbox *wbox)
 				   xid_wait_held_uid(box, core));
 	if (ret > 0)
 		xid_wait_fill(wbox);
-	if (ret < 0)
-		return NULL;
-	watermark = imap_xid_box_watermark(core);
-	/* UIDs wait; or it lacks what was there */
-	if (watermark < xid_wait_last_uid(box) ||
-	    watermark >= mail_index_get_header(box->view)->next_uid)
+	if (ret >= 0 &&
+	    imap_xid_box_watermark(core) < xid_wait_last_uid(box))
 		xid_event_remind_opened(wbox);
-	return core;
+	return ret < 0 ? NULL : core;
 }
 
 imap_xid_box *xid_wait_attach_locked(struct xid_wait_mailbox *wbox,

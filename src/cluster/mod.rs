@@ -24,9 +24,6 @@
 //!    never becomes empty, since whoever writes it stays in it. In the same transaction the
 //!    floor rises above every UID that the dropped node can have given out by itself (the
 //!    *window*); the survivors move their unstable messages above the floor before S moves.
-//!    A holder whose mailbox ends below what is stable, or below what it promised, lacks what the
-//!    others count on (its files were put back, or removed): it leaves the holders, takes no new
-//!    message, and joins again. The last one goes on above what it lost.
 //! 6. **Join.** A node that is no holder promises all it has, moves what the stable prefix does
 //!    not have to a stage mailbox, takes the prefix from a holder, compares it entry by entry,
 //!    and joins, conditional on the record it compared with. Then the staged messages come back

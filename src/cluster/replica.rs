@@ -52,7 +52,6 @@ pub struct Rules {
     pub force_sync: bool,
     pub open_gate: bool,
     pub correct_next: bool,
-    pub leave: bool,
     /// No rule but a short cut: who publishes last moves S in the same transaction.
     pub conclude: bool,
 }
@@ -83,7 +82,6 @@ impl Default for Rules {
             force_sync: true,
             open_gate: true,
             correct_next: true,
-            leave: true,
             conclude: true,
         }
     }
@@ -183,8 +181,7 @@ fn decide<G: Ident, X: Ident>(replica: &Replica, config: &Config, view: &View<G,
     }
     let holder = Holder::new(config, view, *rev, stable);
     holder
-        .leave()
-        .or_else(|| holder.follow())
+        .follow()
         .or_else(|| holder.unstage())
         .or_else(|| holder.rest(replica))
         .or_else(|| holder.shrink())
@@ -241,47 +238,6 @@ impl<'a, G: Ident, X: Ident> Holder<'a, G, X> {
             published: tails.get(&config.me),
             others: others.map(|n| (*n, tails.get(n))).collect(),
         }
-    }
-
-    /// Who ends below what is stable, or below what it promised, has lost what the others count on:
-    /// its files were put back, or removed. It takes the prefix again, as a node that was away does,
-    /// and waits for one that has it. Where nobody else holds it any more, what is lost is lost, and
-    /// new messages go above it.
-    fn leave(&self) -> Option<Step<G, X>> {
-        let above = self.counted_on();
-        if self.view.local.next > above || !self.config.rules.leave {
-            return None;
-        }
-        if self.others.is_empty() {
-            return Some(Step::Raise { above });
-        }
-        let alive = &self.view.etcd.alive;
-        let others = self
-            .stable
-            .holders
-            .iter()
-            .filter(|(n, _)| **n != self.config.me);
-        let (there, gone): (Vec<_>, Vec<_>) = others
-            .map(|(n, i)| (*n, *i))
-            .partition(|(n, i)| alive.get(n) == Some(i));
-        if there.is_empty() {
-            // Those that have another disk by now do not come back.
-            let replaced = gone.iter().all(|(n, _)| alive.contains_key(n));
-            let lost = || shrink_txn(self.config, self.at, self.stable, &gone);
-            return Some(if replaced { lost() } else { Step::Wait });
-        }
-        let holders = self.stable.holders.clone();
-        let when = vec![Condition::Stable(self.at)];
-        let me = [(self.config.me, self.config.incarnation)];
-        let (config, stable) = (self.config, self.stable);
-        Some(drop_txn(config, Kind::Leave, stable, holders, when, &me))
-    }
-
-    /// The highest UID of which others may think that we have what is up to there.
-    fn counted_on(&self) -> Uid {
-        let firm = self.published.filter(|p| p.value.firm);
-        let end = firm.map_or(0, |p| p.value.end);
-        self.stable.uid.max(end).max(had(&self.view.local))
     }
 
     /// Takes over what etcd decided: the watermark, the limit, the gate.
@@ -468,15 +424,13 @@ impl<'a, G: Ident, X: Ident> Holder<'a, G, X> {
     /// Whether settling could need UIDs above what the record allows. Then the floor is raised,
     /// and with it the limit.
     fn cramped(&self, clashes: &[(Node, &Tail<G, X>)]) -> bool {
-        let theirs = clashes.iter().map(|(_, t)| *t);
-        let next = theirs.clone().map(|t| t.next).chain([self.mine.next]).max();
-        let told = theirs.clone().flat_map(|t| t.above(self.base));
-        let live = told.filter(|e| !e.expunged).chain(self.live(self.base));
+        let tails = clashes.iter().map(|(_, t)| *t).chain([&self.mine]);
+        let next = tails.clone().map(|t| t.next).max().unwrap_or(0);
+        let live = tails
+            .flat_map(|t| t.above(self.base))
+            .filter(|e| !e.expunged);
         let count = live.map(|e| &e.guid).collect::<BTreeSet<_>>().len();
-        // A tail says not all that there is where there is much.
-        let untold: Uid = theirs.map(|t| t.next - 1 - t.end.min(t.next - 1)).sum();
-        let highest = next.unwrap_or(0) as usize + count + untold as usize;
-        highest > self.stable.bound(self.config.window) as usize + 1
+        next as usize + count > self.stable.bound(self.config.window) as usize + 1
     }
 
     /// What is left to do until nothing above S is promised: withdraw, then release.
@@ -780,21 +734,7 @@ fn shrink_txn<G: Ident, X: Ident>(
 ) -> Step<G, X> {
     let mut holders = stable.holders.clone();
     holders.insert(config.me, config.incarnation);
-    let mut when = vec![Condition::Stable(at)];
-    when.extend(dead.iter().map(|(n, i)| Condition::Dead(*n, *i)));
-    drop_txn(config, Kind::Shrink, stable, holders, when, dead)
-}
-
-/// The record without these holders, and their tails.
-fn drop_txn<G: Ident, X: Ident>(
-    config: &Config,
-    kind: Kind,
-    stable: &Stable,
-    mut holders: BTreeMap<Node, Incarnation>,
-    when: Vec<Condition>,
-    gone: &[(Node, Incarnation)],
-) -> Step<G, X> {
-    for (node, _) in gone {
+    for (node, _) in dead {
         holders.remove(node);
     }
     let floor = if config.rules.room_below {
@@ -802,13 +742,19 @@ fn drop_txn<G: Ident, X: Ident>(
     } else {
         stable.floor
     };
+    let mut when = vec![Condition::Stable(at)];
+    when.extend(dead.iter().map(|(n, i)| Condition::Dead(*n, *i)));
     let mut then = vec![Put::Stable(Stable {
         uid: stable.uid,
         floor,
         holders,
     })];
-    then.extend(gone.iter().map(|(n, _)| Put::DropTail(*n)));
-    Step::Txn(Txn { kind, when, then })
+    then.extend(dead.iter().map(|(n, _)| Put::DropTail(*n)));
+    Step::Txn(Txn {
+        kind: Kind::Shrink,
+        when,
+        then,
+    })
 }
 
 /// The next step of a node that does not hold the stable prefix.
@@ -822,14 +768,6 @@ fn join<G: Ident, X: Ident>(
     // The gate is for holders.
     if view.local.gated {
         return Step::Gate { closed: false };
-    }
-    // What comes to one who lacks what it had would have the UIDs of that, and keep it out for ever.
-    if rules.leave && view.local.next <= had(&view.local) && view.local.limit != 0 {
-        return Step::Expose {
-            uid: view.local.shown,
-            limit: 0,
-            bound: view.local.bound,
-        };
     }
     let Some(of) = teacher(&view.etcd, stable) else {
         if !rules.shrink_as_holder {
@@ -911,15 +849,6 @@ fn holds<G: Ident, X: Ident>(local: &Local<G, X>, source: &Source<G, X>, s: Uid)
 /// in practice.
 fn durable_up_to(s: Uid) -> Uid {
     ALL_PROMISED - 1 - s.min(ALL_PROMISED - 1)
-}
-
-/// The highest UID of which the table says that we had what is up to there. (A mark above every UID
-/// is for what comes, too.)
-fn had<G, X>(local: &Local<G, X>) -> Uid {
-    match local.promised > ALL_PROMISED / 2 {
-        true => local.shown,
-        false => local.shown.max(local.promised),
-    }
 }
 
 /// Whether a promised mark is one of [`durable_up_to`].
@@ -1121,121 +1050,6 @@ mod tests {
         view.local.promised = 8;
         let step = Replica::default().next(&config(Node(0)), &view);
         assert_eq!(step, Step::Wait);
-    }
-
-    /// Files of the mailbox were put back: node 0 and another one hold it, S being 8.
-    fn put_back(next: Uid) -> View<&'static str, u64> {
-        let mut view = alone(&[message(3, "a")]);
-        view.local.next = next;
-        view.local.promised = 8;
-        let stable = view.etcd.stable.as_mut().expect("a record");
-        stable.value.holders.insert(Node(1), Incarnation(1));
-        view.etcd.alive.insert(Node(1), Incarnation(1));
-        view
-    }
-
-    #[test]
-    fn who_ends_below_s_leaves_and_takes_nothing_until_it_is_back() {
-        let mut view = put_back(8);
-        let Step::Txn(txn) = Replica::default().next(&config(Node(0)), &view) else {
-            panic!("it stays");
-        };
-        assert_eq!(txn.kind, Kind::Leave);
-        let Put::Stable(left) = &txn.then[0] else {
-            panic!("{txn:?}");
-        };
-        assert!(!left.holders.contains_key(&Node(0)) && left.holders.contains_key(&Node(1)));
-        let rev = Rev(6);
-        let value = left.clone();
-        view.etcd.stable = Some(At { rev, value });
-        let closed = Step::Expose {
-            uid: 8,
-            limit: 0,
-            bound: view.local.bound,
-        };
-        let step = Replica::default().next(&config(Node(0)), &view);
-        assert_eq!(step, closed);
-        view.local.limit = 0;
-        let step = Replica::default().next(&config(Node(0)), &view);
-        assert_eq!(step, Step::AskPrefix { of: Node(1) });
-    }
-
-    #[test]
-    fn who_ends_below_its_promise_leaves_too() {
-        let mut view = put_back(9);
-        let step = Replica::default().next(&config(Node(0)), &view);
-        assert!(!matches!(step, Step::Txn(_)), "{step:?}");
-        view.local.promised = 9;
-        let step = Replica::default().next(&config(Node(0)), &view);
-        assert!(matches!(&step, Step::Txn(txn) if txn.kind == Kind::Leave));
-        // Marks above every UID say nothing of what there was.
-        view.local.promised = ALL_PROMISED;
-        let step = Replica::default().next(&config(Node(0)), &view);
-        assert!(!matches!(step, Step::Txn(_)), "{step:?}");
-    }
-
-    #[test]
-    fn who_ends_below_s_waits_for_a_holder_that_is_away_and_not_for_a_disk_that_is_gone() {
-        let mut view = put_back(8);
-        view.etcd.alive.remove(&Node(1));
-        let step = Replica::default().next(&config(Node(0)), &view);
-        assert_eq!(step, Step::Wait);
-        view.etcd.alive.insert(Node(1), Incarnation(2));
-        let step = Replica::default().next(&config(Node(0)), &view);
-        assert!(matches!(&step, Step::Txn(txn) if txn.kind == Kind::Shrink));
-    }
-
-    /// A tail tells of a few messages only.
-    #[test]
-    fn a_conflict_among_many_messages_gets_room_for_all_of_them() {
-        let config = Config {
-            window: 3,
-            chunk: 2,
-            ..config(Node(0))
-        };
-        let mut view = put_back(15);
-        (view.local.limit, view.local.bound) = (11, 20);
-        let guids = ["a", "b", "c", "d", "e", "f"];
-        view.local.entries = (9..).zip(guids).map(|(u, g)| message(u, g)).collect();
-        let theirs = Tail {
-            firm: false,
-            end: 9,
-            next: 10,
-            entries: vec![message(9, "z")],
-        };
-        let rev = Rev(6);
-        view.etcd.tails.insert(Node(1), At { rev, value: theirs });
-        let mut replica = Replica::default();
-        let withdraws = replica.next(&config, &view);
-        let Step::Txn(Txn {
-            kind: Kind::Withdraw,
-            then,
-            ..
-        }) = withdraws
-        else {
-            panic!("{withdraws:?}");
-        };
-        let Some(Put::Tail(_, value)) = then.into_iter().next() else {
-            panic!("no tail");
-        };
-        replica.txn_done(Some(rev));
-        view.etcd.tails.insert(Node(0), At { rev, value });
-        view.local.promised = 8;
-        // 15, and then seven more UIDs, for a bound of 8 + 2 * 2 * 3.
-        let step = replica.next(&config, &view);
-        assert!(
-            matches!(&step, Step::Txn(txn) if txn.kind == Kind::Shrink),
-            "{step:?}"
-        );
-    }
-
-    /// Nobody else has it.
-    #[test]
-    fn the_last_holder_goes_on_above_what_it_lost() {
-        let mut view = alone(&[message(3, "a")]);
-        view.local.next = 4;
-        let step = Replica::default().next(&config(Node(0)), &view);
-        assert_eq!(step, Step::Raise { above: 8 });
     }
 
     /// A client's COPY within a mailbox keeps the GUID where the host does so.

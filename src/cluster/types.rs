@@ -207,8 +207,6 @@ pub enum Kind {
     Shrink,
     /// Become a holder.
     Join,
-    /// Cease to be one.
-    Leave,
     /// Close the gate everywhere.
     CloseGate,
     /// Open it again.

@@ -866,19 +866,10 @@ impl<S: Site> Task<S> {
             }
             Kind::Shrink => metrics.evictions.inc(),
             Kind::Join => metrics.joins.inc(),
-            Kind::Leave => metrics.leaves.inc(),
             Kind::CloseGate => metrics.gates.inc(),
             Kind::Create | Kind::OpenGate => 0,
         };
         let place = &self.place;
-        if kind == Kind::Leave {
-            tracing::warn!(
-                user = place.mailbox.user,
-                mailbox = place.guid(),
-                "what this node has ends below what was agreed, as if older files were put back: \
-                 the rest is taken from the other nodes"
-            );
-        }
         if matches!(kind, Kind::Shrink | Kind::Join) {
             tracing::info!(
                 user = place.mailbox.user,
@@ -901,12 +892,7 @@ impl<S: Site> Task<S> {
         };
         let (name, host) = self.peer(session, of)?;
         let there = host.act(&self.place, &Op::Look, 0).await;
-        let there = there.map_err(|e| Error::Peer(name, e))?.local;
-        if there.next <= stable.uid {
-            // It lacks part of it, and will find out.
-            return Ok(Pace::After(LOOK_AGAIN));
-        }
-        let mut entries = there.entries;
+        let mut entries = there.map_err(|e| Error::Peer(name, e))?.local.entries;
         entries.retain(|entry| entry.uid <= stable.uid);
         self.settled.clear();
         self.source = Some(Source {

@@ -50,8 +50,6 @@ pub struct Metrics {
     pub evictions: Counter,
     /// Mailboxes that this node joined as a holder.
     pub joins: Counter,
-    /// Mailboxes that this node left, since its copy ended below what was agreed.
-    pub leaves: Counter,
     /// Syncs started.
     pub syncs: Counter,
     /// Syncs that failed.
@@ -89,7 +87,6 @@ impl Default for Metrics {
             gates: Counter::default(),
             evictions: Counter::default(),
             joins: Counter::default(),
-            leaves: Counter::default(),
             syncs: Counter::default(),
             sync_failures: Counter::default(),
             sync_seconds: Histogram::new(DELAY_SECONDS),
@@ -191,11 +188,6 @@ impl Metrics {
                 "Mailboxes that this node joined as a holder",
                 &self.joins,
             ),
-            (
-                "leaves",
-                "Mailboxes that this node left, as its copy ended below what was agreed",
-                &self.leaves,
-            ),
             ("syncs", "Syncs started", &self.syncs),
             ("sync_failures", "Syncs that failed", &self.sync_failures),
             (
@@ -259,7 +251,6 @@ fn step_name<G, X>(step: &Step<G, X>) -> &'static str {
             Kind::Conclude => "conclude",
             Kind::Shrink => "shrink",
             Kind::Join => "join",
-            Kind::Leave => "leave",
             Kind::CloseGate => "close_gate",
             Kind::OpenGate => "open_gate",
         },

@@ -18,7 +18,6 @@ mod operator;
 mod parted;
 mod random;
 mod reload;
-mod restored;
 mod tree;
 mod wiped;
 #[path = "../lab/workload.rs"]

@@ -12,11 +12,11 @@ use world::{Cluster, Msg, RULES, World};
 const HELP: &str = "\
 cluster-model NODES MESSAGES [NAME=VALUE]...
 Checks the cluster protocol exhaustively, breadth first, or by random walks.
-  expire= crash= kill= expunge= disk= restore= save= stray= rogue= how often each fault may happen (default 0)
+  expire= crash= kill= expunge= disk= save= stray= rogue= how often each fault may happen (default 0)
   window= gate=      UIDs above S; syncs before the gate is closed (2, 1)
   before=N           messages that all nodes have before there is a record
   show=1             print the world to start from
-  dropped=1 ahead=1 late=1 apart=1 away=1 knows=1 restored=1  start from a world made by hand (the last argument)
+  dropped=1 ahead=1 late=1 apart=1 away=1 knows=1  start from a world made by hand (the last argument)
   split=1            decide and act in two steps
   plain=1            every world by itself: none are made one
   settle=N           check I6 in one state of N (16; 0: never)
@@ -54,7 +54,6 @@ fn main() {
             "kill" => cluster.budget.kill = value as u8,
             "expunge" => cluster.budget.expunge = value as u8,
             "disk" => cluster.budget.disk = value as u8,
-            "restore" => cluster.budget.restore = value as u8,
             "stray" => cluster.budget.stray = value as u8,
             "rogue" => cluster.budget.rogue = value as u8,
             "before" => cluster.before = value as u8,
@@ -74,7 +73,6 @@ fn main() {
             "apart" => cluster = cluster.clone().from(cluster.one_writes_apart()),
             "away" => cluster = cluster.clone().from(cluster.expunged_while_away()),
             "knows" => cluster = cluster.clone().from(cluster.one_knows_of_an_expunge()),
-            "restored" => cluster = cluster.clone().from(cluster.restored_source()),
             "late" => cluster = cluster.clone().from(cluster.late_publish()),
             "ahead" => cluster = cluster.clone().from(cluster.one_ahead()),
             _ => return println!("{name}: no such option\n{HELP}"),

@@ -23,7 +23,6 @@ fn cluster(nodes: u8, messages: u8, faults: &[&str]) -> Cluster {
             "kill" => budget.kill = 1,
             "expunge" => budget.expunge = 1,
             "disk" => budget.disk = 1,
-            "restore" => budget.restore = 1,
             "save" => budget.save = 1,
             "stray" => budget.stray = 1,
             "rogue" => budget.rogue = 1,
@@ -189,11 +188,6 @@ fn never_settling(cluster: Cluster) -> Cluster {
     }
 }
 
-/// On nodes that do not look whether they lack something, which else hides other faults.
-fn unaware(cluster: Cluster) -> Cluster {
-    cluster.without("leave").without("save_above_shown")
-}
-
 fn soak() -> bool {
     std::env::var_os("IMAP_XID_SOAK").is_some()
 }
@@ -234,9 +228,7 @@ fn every_rule_can_be_left_out() {
 
 #[test]
 fn worlds_that_no_future_can_tell_apart_may_be_made_one() {
-    for fault in [
-        "expire", "crash", "disk", "restore", "expunge", "save", "stray",
-    ] {
+    for fault in ["expire", "crash", "disk", "expunge", "save", "stray"] {
         loses_nothing(cluster(2, 1, &[fault]));
     }
     loses_nothing(cluster(2, 2, &[]));
@@ -331,8 +323,6 @@ fn large_clusters_hold_everywhere() {
     large(2, &["expire"]);
     large(2, &["crash"]);
     large(2, &["disk"]);
-    large(2, &["restore"]);
-    large(1, &["restore", "expire"]);
     large(2, &["expunge"]);
     large(2, &["stray"]);
     large(2, &["kill", "expunge"]);
@@ -353,7 +343,7 @@ fn no_uid_is_taken_before_every_next_uid_is_above_it() {
     needs(
         "advance_below_next",
         "I1",
-        unaware(never_settling(cluster(2, 2, &["expire"]))),
+        never_settling(cluster(2, 2, &["expire"])),
     );
 }
 
@@ -501,41 +491,6 @@ fn all_holders_are_asked_what_became_of_a_message() {
     });
 }
 
-#[test]
-fn who_is_put_back_takes_the_prefix_again() {
-    for faults in [
-        &["restore"][..],
-        &["restore", "expunge"],
-        &["restore", "kill"],
-        &["restore", "stray"],
-    ] {
-        holds_everywhere(cluster(2, 1, faults));
-    }
-    needs("leave", "I6", cluster(2, 1, &["restore", "expire"]));
-}
-
-/// It would have the UID of what the others show, and not let that in.
-#[test]
-fn nothing_is_saved_where_something_was_shown_before() {
-    needs("save_above_shown", "I", cluster(2, 2, &["restore"]));
-}
-
-/// Who joins would take what it has for new messages.
-#[test]
-fn who_is_put_back_teaches_nobody() {
-    let cluster = never_settling(cluster(3, 2, &["restore", "expire"]));
-    let start = cluster.restored_source();
-    needs(
-        "source_has_prefix",
-        "I",
-        cluster.clone().from(start.clone()),
-    );
-    holds_everywhere(Cluster {
-        settle_one_in: 16,
-        ..cluster.from(start)
-    });
-}
-
 /// On nodes that also fail to keep the bound, which else hides it.
 #[test]
 fn who_is_no_holder_promises_all_it_has() {
@@ -633,8 +588,7 @@ fn replication_is_told_to_compare_everything_after_a_conflict() {
 
 #[test]
 fn a_promise_makes_durable_what_it_covers() {
-    let cluster = unaware(cluster(2, 1, &["crash"]));
-    needs("promise_is_durable", "I6", cluster);
+    needs("promise_is_durable", "I6", cluster(2, 1, &["crash"]));
 }
 
 #[test]
@@ -670,6 +624,6 @@ fn a_node_passes_s_with_its_next_uid_before_it_joins() {
     needs_at_random(
         "join_passes_stable",
         "I2",
-        unaware(never_settling(cluster(2, 2, &faults))),
+        never_settling(cluster(2, 2, &faults)),
     );
 }

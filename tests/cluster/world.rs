@@ -33,8 +33,6 @@ pub struct Budget {
     pub expunge: u8,
     /// A node loses its disk.
     pub disk: u8,
-    /// A holder's mailbox is put back as it was at some time, while others hold it, too.
-    pub restore: u8,
     /// A client saves its XHXID state.
     pub save: u8,
     /// Somebody starts a dsync by hand, between any two nodes.
@@ -70,10 +68,6 @@ pub struct HostRules {
     pub promise_is_durable: bool,
     /// The XHXID state carries a mark.
     pub mark_in_state: bool,
-    /// No message is saved under a UID that was shown or promised here before.
-    pub save_above_shown: bool,
-    /// A source that ends below S says nothing of what is below S.
-    pub source_has_prefix: bool,
 }
 
 impl Default for HostRules {
@@ -90,8 +84,6 @@ impl Default for HostRules {
             gone_is_known: true,
             promise_is_durable: true,
             mark_in_state: true,
-            save_above_shown: true,
-            source_has_prefix: true,
         }
     }
 }
@@ -175,18 +167,6 @@ pub struct Host {
     pub doing: Option<Step8>,
     /// What the source said, if it is not asked anew each time.
     pub kept: Option<Source<Guid, Xid>>,
-    /// A copy of the mailbox's files.
-    pub backup: Option<Box<Backup>>,
-    /// It was put back, and lacks what is above it still.
-    pub put_back: bool,
-}
-
-/// A mailbox at some time.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Backup {
-    pub mail: Vec<Msg>,
-    pub gone: Vec<Msg>,
-    pub next: Uid,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -337,10 +317,6 @@ pub enum Action {
     Expire(u8),
     Crash(u8),
     LoseDisk(u8),
-    /// The mailbox's files are copied.
-    Backup(u8),
-    /// The copy is put back.
-    Restore(u8),
     Restart(u8),
 }
 
@@ -367,23 +343,6 @@ impl Host {
             let msg = self.mail.remove(at);
             let to = self.gone.partition_point(|m| m.uid < uid);
             self.gone.insert(to, msg);
-        }
-    }
-
-    /// What clients see is stable: up to the watermark, as far as a mailbox goes that was put back.
-    fn visible(&self) -> Uid {
-        match self.put_back {
-            true => self.shown.min(self.next - 1),
-            false => self.shown,
-        }
-    }
-
-    /// What was shown or promised of the mailbox as it was. Marks above every UID are for what
-    /// comes, too.
-    fn fixed(&self) -> Uid {
-        match self.promised > ALL_PROMISED / 2 {
-            true => self.shown,
-            false => self.shown.max(self.promised),
         }
     }
 
@@ -459,9 +418,6 @@ pub const RULES: &[&str] = &[
     "gone_is_known",
     "promise_is_durable",
     "mark_in_state",
-    "leave",
-    "save_above_shown",
-    "source_has_prefix",
 ];
 
 impl Cluster {
@@ -491,7 +447,6 @@ impl Cluster {
             "force_sync" => &mut self.rules.force_sync,
             "open_gate" => &mut self.rules.open_gate,
             "correct_next" => &mut self.rules.correct_next,
-            "leave" => &mut self.rules.leave,
             "conclude" => &mut self.rules.conclude,
             "interlock" => &mut self.host.interlock,
             "promised_over_crash" => &mut self.host.promised_over_crash,
@@ -504,8 +459,6 @@ impl Cluster {
             "gone_is_known" => &mut self.host.gone_is_known,
             "promise_is_durable" => &mut self.host.promise_is_durable,
             "mark_in_state" => &mut self.host.mark_in_state,
-            "save_above_shown" => &mut self.host.save_above_shown,
-            "source_has_prefix" => &mut self.host.source_has_prefix,
             _ => panic!("{rule}: no such rule"),
         };
         *on = false;
@@ -561,8 +514,6 @@ impl Cluster {
             busy: false,
             doing: None,
             kept: None,
-            backup: None,
-            put_back: false,
         };
         let everyone: BTreeMap<_, _> = (0..self.nodes).map(|n| (Node(n), Incarnation(0))).collect();
         let stable = Stable {
@@ -705,23 +656,6 @@ impl Cluster {
         world
     }
 
-    /// Node 0, which shows message 1, was dropped; nodes 1 and 2 went on, and then node 1 was put back
-    /// as it was before message 1.
-    pub fn restored_source(&self) -> World {
-        let world = self.after(&self.first_world(), Action::Backup(1));
-        let world = self.after(&world, Action::Append(1));
-        let world = self.play(&world, &[0, 1, 2]);
-        assert_eq!(world.hosts[0].shown, 1, "{world:?}");
-        let world = self.after(&world, Action::Expire(0));
-        let world = self.after(&world, Action::Append(2));
-        let world = self.play(&world, &[1, 2]);
-        assert!(
-            world.etcd.holds(1, 0) && !world.etcd.holds(0, 0),
-            "{world:?}"
-        );
-        self.after(&world, Action::Restore(1))
-    }
-
     /// Node 0 shows message 1; node 1, which it dropped, takes as many as it may.
     pub fn one_writes_apart(&self) -> World {
         let world = self.after(&self.first_world(), Action::Append(0));
@@ -810,12 +744,6 @@ impl Cluster {
             if left.disk > 0 {
                 actions.push(Action::LoseDisk(n));
             }
-            if left.restore > 0 && !world.hosts.iter().any(|h| h.backup.is_some()) {
-                actions.push(Action::Backup(n));
-            }
-            if left.restore > 0 && host.backup.is_some() {
-                actions.push(Action::Restore(n));
-            }
         }
         actions.extend((0..world.flights.len()).map(Action::Land));
         for (i, sync) in world.syncs.iter().enumerate() {
@@ -870,7 +798,7 @@ impl Cluster {
     fn enough_uids(&self) -> Uid {
         let floor = 2 * self.window * Uid::from(self.nodes);
         let b = &self.budget;
-        let faults = b.expire + b.crash + b.kill + b.disk + b.restore + b.stray + b.rogue;
+        let faults = b.expire + b.crash + b.kill + b.disk + b.stray + b.rogue;
         floor * (Uid::from(faults) + 3)
     }
 
@@ -935,11 +863,7 @@ impl Cluster {
             let host = &world.hosts[n.0 as usize];
             host.up && host.incarnation == i.0 && world.etcd.alive.get(n) == Some(i)
         })?;
-        let there = &world.hosts[of.0.0 as usize];
-        if there.next <= stable.uid && self.host.source_has_prefix {
-            return None;
-        }
-        let mut entries = there.local(&[]).entries;
+        let mut entries = world.hosts[of.0.0 as usize].local(&[]).entries;
         entries.retain(|e| e.uid <= stable.uid);
         Some(Source {
             node: *of.0,
@@ -1159,8 +1083,7 @@ impl Cluster {
             _ => true,
         };
         let host = &mut world.hosts[node as usize];
-        let lacks = host.next <= host.fixed();
-        let refused = |uid: Uid| !unlimited && (lacks || self.above_bound(host, uid));
+        let refused = |uid: Uid| !unlimited && self.above_bound(host, uid);
         match op {
             Op::Expunge { uid, guid } => {
                 if host.mail.iter().any(|m| m.uid == *uid && m.guid == *guid) {
@@ -1195,7 +1118,7 @@ impl Cluster {
                 host.durable = host.durable.max(uid);
             }
             Op::Next { uid } => {
-                if !unlimited && self.above_bound(host, *uid - 1) {
+                if refused(*uid - 1) {
                     return false;
                 }
                 host.next = host.next.max(*uid);
@@ -1268,52 +1191,24 @@ impl Cluster {
             bound: 0,
             ..blank
         };
-        let staged = staged.iter().map(|(guid, _)| *guid);
-        mourn(world, held.iter().map(|m| m.guid).chain(staged));
-    }
-
-    /// Of what clients see. (What is not stable yet may have another UID by the time that it is put
-    /// back: then it is seen twice until the daemon has looked.)
-    fn back_up(&self, world: &mut World, node: u8) -> bool {
-        let host = &mut world.hosts[node as usize];
-        host.backup = Some(Box::new(Backup {
-            mail: host.mail.clone(),
-            gone: host.gone.clone(),
-            next: host.next,
-        }));
-        host.mail.iter().all(|m| m.uid <= host.shown)
-    }
-
-    /// The mailbox is put back while nothing is at work on it. What others do not hold is lost.
-    fn restore(&self, world: &mut World, node: u8) -> bool {
-        let incarnation = world.hosts[node as usize].incarnation;
-        let alone = world.etcd.record().is_none_or(|s| s.holders.len() == 1);
-        // It may be alone by the time that its last transaction arrives.
-        let shrinks = |f: &Flight| f.node == node && f.txn.0.kind == Kind::Shrink;
-        let alone = alone || world.flights.iter().any(shrinks);
-        if alone || !world.etcd.holds(node, incarnation) {
-            return false;
+        let guids = held
+            .iter()
+            .map(|m| m.guid)
+            .chain(staged.iter().map(|(g, _)| *g));
+        for guid in guids {
+            let kept = world
+                .hosts
+                .iter()
+                .any(|h| h.live(guid) || h.stage.iter().any(|(g, _)| *g == guid));
+            if !kept {
+                world.ghost.lost |= 1 << guid;
+            }
         }
-        let host = &mut world.hosts[node as usize];
-        let Some(backup) = host.backup.take() else {
-            return false;
-        };
-        let gone: Vec<Guid> = host.mail.iter().map(|m| m.guid).collect();
-        (host.mail, host.gone, host.next) = (backup.mail, backup.gone, backup.next);
-        host.durable = host.durable.min(host.next - 1);
-        host.put_back = true;
-        world.left.restore -= 1;
-        world
-            .syncs
-            .retain(|s| s.sides.iter().all(|side| side.node != node));
-        mourn(world, gone.into_iter());
-        true
     }
 
     fn append(&self, world: &mut World, node: u8) -> bool {
         let host = &mut world.hosts[node as usize];
-        let taken = self.host.save_above_shown && host.next <= host.fixed();
-        if !host.up || host.gated || taken || (self.host.window && host.next > host.limit) {
+        if !host.up || host.gated || (self.host.window && host.next > host.limit) {
             return false;
         }
         world.left.append -= 1;
@@ -1396,7 +1291,7 @@ impl Cluster {
             .any(|(b, h)| {
                 h.mail
                     .iter()
-                    .any(|m| m.uid <= b.visible() && !b.mail.contains(m))
+                    .any(|m| m.uid <= b.shown && !b.mail.contains(m))
             })
             .then_some(Broken::I2)
     }
@@ -1420,11 +1315,7 @@ impl Cluster {
             }
         }
         for host in hosts.iter() {
-            for (uid, guid) in ghost
-                .shown
-                .iter()
-                .filter(|(uid, _)| **uid <= host.visible())
-            {
+            for (uid, guid) in ghost.shown.iter().filter(|(uid, _)| **uid <= host.shown) {
                 let here = host.mail.iter().any(|m| m.uid == *uid);
                 if !here && ghost.expunged & (1 << guid) == 0 {
                     return Some(Broken::I1);
@@ -1578,19 +1469,6 @@ impl Cluster {
                     && !h.gated
                     && kept(h) == first
             })
-    }
-}
-
-/// Of these messages those that are nowhere any more are lost.
-fn mourn(world: &mut World, guids: impl Iterator<Item = Guid>) {
-    for guid in guids {
-        let kept = world
-            .hosts
-            .iter()
-            .any(|h| h.live(guid) || h.stage.iter().any(|(g, _)| *g == guid));
-        if !kept {
-            world.ghost.lost |= 1 << guid;
-        }
     }
 }
 
@@ -1763,7 +1641,7 @@ impl Model for Cluster {
     }
 
     fn next_state(&self, before: &World, action: Action) -> Option<World> {
-        let (mut world, what) = (before.clone(), action.clone());
+        let mut world = before.clone();
         let happened = match action {
             Action::Append(n) => self.append(&mut world, n),
             Action::Expunge(n, guid) => self.expunge(&mut world, n, guid),
@@ -1819,8 +1697,6 @@ impl Model for Cluster {
                 self.lose_disk(&mut world, n);
                 true
             }
-            Action::Backup(n) => self.back_up(&mut world, n),
-            Action::Restore(n) => self.restore(&mut world, n),
             Action::Restart(n) => {
                 world.hosts[n as usize].up = true;
                 true
@@ -1829,12 +1705,7 @@ impl Model for Cluster {
         if !happened {
             return None;
         }
-        for host in world.hosts.iter_mut().filter(|h| h.next > h.shown) {
-            host.put_back = false;
-        }
-        // What is put back is there again, on purpose.
-        let restored = matches!(what, Action::Restore(_)).then(|| world.clone());
-        self.observe(restored.as_ref().unwrap_or(before), &mut world);
+        self.observe(before, &mut world);
         reduce::canonical(self, &mut world);
         Some(world)
     }

@@ -134,8 +134,7 @@ fn forget_what_is_gone(cluster: &Cluster, world: &mut World) {
     let rules = &cluster.rules;
     let forward =
         rules.advance_checks_stable && rules.publish_checks_stable && rules.join_checks_stable;
-    let comes_back = world.left.restore > 0;
-    if !forward || comes_back || !cluster.host.settled_was_stable || !cluster.events.is_empty() {
+    if !forward || !cluster.host.settled_was_stable || !cluster.events.is_empty() {
         return;
     }
     let record = world.etcd.record();
@@ -221,9 +220,7 @@ fn rename(cluster: &Cluster, world: &mut World) {
         xid(*guid, x);
     };
     for host in &mut world.hosts {
-        let copies = host.backup.iter_mut();
-        let copies = copies.flat_map(|b| b.mail.iter_mut().chain(&mut b.gone));
-        for msg in host.mail.iter_mut().chain(&mut host.gone).chain(copies) {
+        for msg in host.mail.iter_mut().chain(&mut host.gone) {
             message(&mut msg.guid, &mut msg.xid);
         }
         for (guid, xid) in &mut host.stage {

@@ -52,7 +52,6 @@ fn a_scrape_shows_what_was_counted() {
             "xidd_gates_total 0",
             "xidd_evictions_total 0",
             "xidd_joins_total 0",
-            "xidd_leaves_total 0",
             "xidd_interlock_refusals_total 0",
             "xidd_syncs_total 0",
             "xidd_sync_failures_total 0",
